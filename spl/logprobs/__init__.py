@@ -1,0 +1,1 @@
+"""The log-prob engine: a batch and a model in, log-probabilities and entropies of whole responses out."""

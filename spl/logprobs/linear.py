@@ -1,0 +1,126 @@
+"""The vocabulary head, in chunks: log-probability and entropy of chosen tokens without the logits of a whole batch.
+
+A chunk's logits are made, reduced in float32 and dropped. The gradient with respect to the hidden state of an edge is
+its upstream gradient times one vector, d log p(target) / d hidden = W[target] - E_p[W], so the forward pass keeps that
+vector ([E, H] numbers) and the backward pass of a frozen head is one product, with no logits made again. A trainable
+head makes them again, chunk by chunk. `spl/logprobs/sequence.py` is the plain definition this must equal.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Head(NamedTuple):
+    """An output embedding and what the model does to its logits: `cap * tanh(scale * (W h + b) / cap)`."""
+
+    weight: Tensor  # [V, H]
+    bias: Tensor | None  # [V]
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+def head_of(model: nn.Module) -> Head:
+    """The head of a transformers causal language model, its scale and soft-cap read from the config.
+
+    Raises:
+        TypeError: the output embedding is not a plain linear layer.
+    """
+    embedding = model.get_output_embeddings()
+    if type(embedding) is not nn.Linear:
+        raise TypeError(f"the output embedding is a {type(embedding).__name__}, not a plain linear layer")
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
+    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
+    return Head(embedding.weight, embedding.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def widen(x: Tensor) -> Tensor:
+    """x in the dtype of reductions: float32, or float64 where it came so."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _logits(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
+    """float32 (float64 of float64) logits [n, V] of hidden [n, H], and d logits / d (W h + b) where that is not the constant scale."""
+    if hidden.is_cuda and hidden.dtype != torch.float32:
+        raw = torch.mm(hidden, head.weight.to(hidden.dtype).t(), out_dtype=torch.float32)
+    else:
+        raw = widen(hidden) @ widen(head.weight).t()
+    if head.bias is not None:
+        raw = raw + widen(head.bias)
+    if head.scale != 1.0:
+        raw = raw * head.scale
+    if head.softcap is None:
+        return raw, None
+    squashed = torch.tanh(raw / head.softcap)
+    return head.softcap * squashed, head.scale * (1 - squashed**2)
+
+
+def _logit_gradient(probs: Tensor, target: Tensor, slope: Tensor | None, scale: float) -> Tensor:
+    """d log p(target) / d (W h + b) [n, V], in place of probs."""
+    gradient = probs.neg_()
+    gradient[torch.arange(len(target), device=target.device), target] += 1
+    return gradient.mul_(scale if slope is None else slope)
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float,
+        softcap: float | None, chunk: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        head = Head(weight, bias, scale, softcap)
+        logps, entropies, directions = [], [], []
+        with torch.autocast(hidden.device.type, enabled=False):
+            for h, y in zip(hidden.split(chunk), target.split(chunk), strict=True):
+                logits, slope = _logits(h, head)
+                log_z = logits.logsumexp(-1)
+                logps.append(logits.gather(1, y[:, None]).squeeze(1) - log_z)
+                probs = (logits - log_z[:, None]).exp_()
+                entropies.append(log_z - torch.linalg.vecdot(probs, logits))
+                if ctx.needs_input_grad[0]:
+                    gradient = _logit_gradient(probs, y, slope, scale).to(h.dtype)
+                    directions.append(gradient @ weight.to(h.dtype))
+        ctx.head_trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        ctx.settings = (scale, softcap, chunk)
+        ctx.save_for_backward(torch.cat(directions) if directions else None, hidden, weight, bias, target)
+        result = torch.cat(logps), torch.cat(entropies)
+        ctx.mark_non_differentiable(result[1])
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad_logps: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        directions, hidden, weight, bias, target = ctx.saved_tensors
+        scale, softcap, chunk = ctx.settings
+        grad_hidden = grad_weight = grad_bias = None
+        if directions is not None:
+            grad_hidden = (directions * grad_logps[:, None]).to(hidden.dtype)
+        if ctx.head_trains:
+            grad_weight = torch.zeros_like(widen(weight))
+            grad_bias = None if bias is None else torch.zeros_like(widen(bias))
+            with torch.autocast(hidden.device.type, enabled=False):
+                for h, y, g in zip(hidden.split(chunk), target.split(chunk), grad_logps.split(chunk), strict=True):
+                    logits, slope = _logits(h, Head(weight, bias, scale, softcap))
+                    gradient = _logit_gradient(logits.softmax(-1), y, slope, scale) * g[:, None]
+                    grad_weight.addmm_(gradient.t(), widen(h))
+                    if grad_bias is not None:
+                        grad_bias += gradient.sum(0)
+            grad_weight = grad_weight.to(weight.dtype)
+            grad_bias = None if grad_bias is None else grad_bias.to(weight.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def token_logps(hidden: Tensor, target: Tensor, head: Head, chunk: int = 512) -> tuple[Tensor, Tensor]:
+    """log p(target | hidden) and the entropy of p(. | hidden), both [E] in nats and float32.
+
+    Args:
+        hidden: [E, H] final hidden states of the predicting tokens.
+        target: [E] token ids.
+        head: the output embedding.
+        chunk: edges projected at a time; `chunk * V` float32 logits are held.
+    """
+    logps, entropies = _TokenLogps.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, target, head.scale, head.softcap, chunk
+    )
+    return logps, entropies

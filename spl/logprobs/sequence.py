@@ -1,0 +1,48 @@
+"""The obvious definition: every response as its own padded sequence through the whole model, log-softmax over all logits.
+
+Slow and plain on purpose. Every other way of scoring must equal it, values and gradients.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from spl.logprobs.linear import widen
+from spl.types import PreferenceBatch, ResponseLogps
+
+
+def unpack(batch: PreferenceBatch) -> list[tuple[Tensor, int]]:
+    """Each response as (token ids of prompt + response [L], number of scored tokens), found by the mask rule alone."""
+    index = torch.arange(batch.num_tokens, device=batch.input_ids.device)
+    sequences = []
+    for response in range(batch.num_responses):
+        edges = batch.member_edge[batch.member_response == response]
+        last = batch.edge_source[edges[-1]]
+        path = (index <= last) & (last < batch.subtree_end)
+        ids = torch.cat([batch.input_ids[path], batch.edge_target[edges[-1:]]])
+        sequences.append((ids, len(edges)))
+    return sequences
+
+
+def sequence_logps(model: nn.Module, batch: PreferenceBatch, rows: int = 8) -> ResponseLogps:
+    """Log-probabilities of the batch's responses, `rows` right-padded sequences at a time.
+
+    Padding stands right of every scored token, so under a causal mask it changes nothing.
+    """
+    sequences = unpack(batch)
+    logps, entropies = [], []
+    for start in range(0, len(sequences), rows):
+        group = sequences[start : start + rows]
+        ids = nn.utils.rnn.pad_sequence([ids for ids, _ in group], batch_first=True)
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids, _ in group], batch_first=True)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        for row, (sequence, scored) in enumerate(group):
+            first, last = len(sequence) - scored, len(sequence)
+            log_probs = widen(logits[row, first - 1 : last - 1]).log_softmax(-1)
+            logps.append(log_probs.gather(1, sequence[first:, None]).squeeze(1))
+            entropies.append(-(log_probs.exp() * log_probs).sum(-1).detach())
+    return ResponseLogps(
+        logps=torch.stack([x.sum() for x in logps]),
+        entropies=torch.stack([x.sum() for x in entropies]),
+        num_tokens=torch.tensor([len(x) for x in logps], device=logps[0].device),
+        per_token_logps=torch.cat(logps),
+    )

@@ -1,0 +1,1 @@
+"""The mathematics of Soft Preference Learning: pure functions of log-probabilities."""
