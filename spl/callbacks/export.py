@@ -1,0 +1,33 @@
+"""The trained policy as a Hugging Face folder."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning import Callback, LightningModule, Trainer
+
+log = logging.getLogger(__name__)
+
+
+class Export(Callback):
+    """Writes `export/` when training ends, loads it again, and compares its logits with the trained model's.
+
+    Args:
+        format: "merged" loads with AutoModelForCausalLM, "adapter" with PeftModel on the same base; "none" skips.
+    """
+
+    def __init__(self, format: Literal["merged", "adapter", "none"] = "merged") -> None:
+        self.format = format
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        if self.format == "none" or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / "export"
+        gap = module.export(folder, self.format)
+        log.info(
+            "Exported %s (%s); loaded again, its logits are within %.2g of the trained model's.",
+            folder,
+            self.format,
+            gap,
+        )

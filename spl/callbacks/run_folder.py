@@ -1,0 +1,125 @@
+"""Everything a run writes about itself in one folder: metrics.csv, summary.json, the last checkpoint."""
+
+import csv
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+_PACKAGES = ("spl", "torch", "lightning", "transformers", "peft", "datasets")
+
+
+class MetricsLogger(CSVLogger):
+    """`metrics.csv` in the run folder. It is added to, never begun anew: Lightning's own would delete it.
+
+    Args:
+        folder: of the run.
+        resume: rows from the step that is logged first are written again, so those of a killed run give way.
+    """
+
+    def __init__(self, folder: Path, resume: bool = False) -> None:
+        super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
+        self.resume = resume
+
+    @property
+    def log_dir(self) -> str:
+        return self.save_dir
+
+    @property
+    def experiment(self) -> Any:
+        if self._experiment is None and rank_zero_only.rank == 0:
+            Path(self.save_dir).mkdir(parents=True, exist_ok=True)
+            self._experiment = _Writer(self.save_dir, self.resume)
+        return self._experiment if rank_zero_only.rank == 0 else super().experiment
+
+    def log_hyperparams(self, params: Any = None) -> None:
+        """config.yaml holds them."""
+
+
+class _Writer(ExperimentWriter):
+    def __init__(self, log_dir: str, resume: bool) -> None:
+        super().__init__(log_dir)
+        self.resume = resume
+
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with path.open(newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        if self.resume and step is not None:
+            self._drop_from(step)
+            self.resume = False
+        super().log_metrics(metrics_dict, step)
+
+    def _drop_from(self, step: int) -> None:
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.metrics_keys)
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+class RunFolder(Callback):
+    """Keeps start and end figures, saves the last checkpoint, writes `summary.json` and prints a short table."""
+
+    def __init__(self) -> None:
+        self.start: dict[str, float] = {}
+        self.end: dict[str, float] = {}
+        self.began = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.end = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        self.start = self.start or self.end
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self.start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.start = state_dict["start"]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        summary = {
+            "finished": True,
+            "steps": trainer.global_step,
+            "seconds": round(time.perf_counter() - self.began, 1),
+            "start": self.start,
+            "end": self.end,
+            "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        }
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        if self.end:
+            _show(self.start, self.end)
+        Console().print(
+            f"Finished {trainer.global_step:,} steps in {summary['seconds']:,} s. Everything is in {folder}."
+        )
+
+
+def _show(start: dict[str, float], end: dict[str, float]) -> None:
+    table = Table("held-out data", "start", "end", title="Start and end", title_justify="left")
+    for name, value in end.items():
+        if name in start:
+            table.add_row(name.removeprefix("val/"), f"{start[name]:.4g}", f"{value:.4g}")
+    Console().print(table)

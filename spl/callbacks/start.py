@@ -1,0 +1,126 @@
+"""Before step 1: what is about to be trained, on what, at what cost; the longest batch as a check; held-out figures."""
+
+import logging
+import resource
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from spl.types import PreferenceBatch
+
+log = logging.getLogger(__name__)
+
+
+class StartReport(Callback):
+    """Prints the start-up report after running the longest batch forward and backward, which is where memory peaks.
+
+    Args:
+        check_longest: run the longest batch before step 1, so that it does not end the run after hours.
+    """
+
+    def __init__(self, check_longest: bool = True) -> None:
+        self.check_longest = check_longest
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        data: Any = getattr(trainer, "datamodule", None)
+        if data is None or not hasattr(module, "start_check"):
+            return
+        rows = module.describe() | data.describe() | _schedule(trainer, module)
+        if trainer.global_step == 0:
+            rows |= self._checks(module, data)
+        rows["outputs"] = trainer.default_root_dir
+        example = data.decoded_example()
+        if trainer.is_global_zero:
+            _show(rows, example)
+
+    def _checks(self, module: Any, data: Any) -> dict[str, str]:
+        """What running the first and the longest batch shows."""
+        expected, gap = module.start_check(_to(data.first_batch(), module))
+        longest = _to(data.longest_batch(), module)
+        rows = {
+            "expected first loss": f"{expected:.4f} on the first batch (log 2 = 0.6931 only where alpha = beta)",
+            "peak memory": f"about {_size(module.peak_memory(longest))} by estimate",
+        }
+        if gap is not None:
+            rows["policy = reference"] = f"to {gap:.1g} nats a token before step 1"
+            if gap > 1e-3:
+                log.warning("Policy and reference differ by %.2g nats a token before step 1: they should be one.", gap)
+        if self.check_longest:
+            _run(module, longest)
+            rows["longest batch"] = f"{longest.num_tokens:,} distinct tokens, ran; {_size(_peak())} at most so far"
+        return rows
+
+
+def _schedule(trainer: Trainer, module: Any) -> dict[str, str]:
+    hp = module.hparams
+    device = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+    return {
+        "training": f"{trainer.estimated_stepping_batches:,} steps on {device}, {trainer.accumulate_grad_batches} batches "
+        f"accumulated, precision {trainer.precision}",
+        "learning rate": f"{hp['lr']:g}, {hp['schedule']}, warm-up {hp['warmup']:g}",
+    }
+
+
+def _to(batch: PreferenceBatch, module: LightningModule) -> PreferenceBatch:
+    moved: PreferenceBatch = module.transfer_batch_to_device(batch, module.device, 0)
+    return moved
+
+
+def _run(module: Any, batch: PreferenceBatch) -> None:
+    """Forward and backward of one batch; leaves no gradient."""
+    with module.trainer.precision_plugin.forward_context(), torch.enable_grad():
+        module.loss_of(batch).backward()
+    module.zero_grad(set_to_none=True)
+
+
+def _peak() -> float:
+    """Most bytes held so far: of the CUDA device, or of this process."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _show(rows: dict[str, str], example: str) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console = Console()
+    console.print(Panel(table, title="Soft Preference Learning", title_align="left"))
+    console.print(Panel(example, title="One example; «the scored span»", title_align="left"), markup=False)
+
+
+class StartEndValidation(Callback):
+    """Validates before the first step and after the last, so that every curve starts at 0 and ends at the end."""
+
+    def __init__(self) -> None:
+        self.last_step = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._validate(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.last_step = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.last_step != trainer.global_step:
+            self._validate(trainer)
+
+    def _validate(self, trainer: Trainer) -> None:
+        if trainer.enable_validation:
+            first = trainer._logger_connector._first_loop_iter
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+            trainer._logger_connector._first_loop_iter = first

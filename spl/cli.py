@@ -1,0 +1,85 @@
+"""The command line: `spl fit | validate | test | predict`.
+
+A LightningCLI behind a thin dispatcher. Heavy imports wait until a command is known, so `spl --help` answers at once.
+"""
+
+import os
+import sys
+import warnings
+from typing import NoReturn
+
+from spl import __version__
+from spl.types import UserError
+
+HELP = """\
+Soft Preference Learning: preference training that keeps a language model's diversity.
+
+  spl fit       --config CONFIG   train a policy on preferences
+  spl validate  --config CONFIG --ckpt_path RUN/checkpoints/last.ckpt
+  spl test      --config CONFIG --ckpt_path RUN/checkpoints/last.ckpt
+  spl predict   --config CONFIG   log-probabilities and rewards of every response, to parquet
+
+Start here:
+
+  spl fit --config configs/experiment/tiny.yaml                      every part in seconds, no download
+  spl fit --config configs/experiment/smollm2_hh.yaml --data.path pairs.jsonl
+  spl fit --config ... --model.alpha 0.2 --model.beta 0.1            keep more diversity; alpha = beta is DPO
+  spl fit --config ... --output runs/mine --resume                   go on after an interruption
+
+Every setting and its default: spl fit --help
+"""
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command; a user's mistake ends in one sentence and exit status 2."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help", "help"):
+        sys.stdout.write(HELP)
+        return
+    if args[0] == "--version":
+        sys.stdout.write(f"spl {__version__}\n")
+        return
+    if args[0] not in COMMANDS:
+        _fail(f"unknown command {args[0]!r}: expected one of {', '.join(COMMANDS)}; spl --help shows what they do.", 2)
+    _run(args)
+
+
+def _fail(sentence: str, status: int) -> NoReturn:
+    sys.stderr.write(f"error: {sentence}\n")
+    raise SystemExit(status)
+
+
+def _run(args: list[str]) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes would warn of it at every step
+    _quiet()
+    from spl.callbacks.interrupt import InterruptedTrainingError
+    from spl.commands import SPLCommand
+    from spl.modules.base import NonFiniteLossError
+
+    try:
+        SPLCommand(args)
+    except UserError as error:
+        _fail(str(error), 2)
+    except NonFiniteLossError as error:
+        _fail(str(error), 1)
+    except InterruptedTrainingError as error:
+        folder = error.checkpoint.parent.parent
+        _fail(f"{error}. To go on: the same command with --output {folder} --resume", 128 + error.signum)
+    except KeyboardInterrupt:
+        _fail("stopped at once; what was saved before is kept.", 130)
+
+
+def _quiet() -> None:
+    """Leave out what a user can do nothing about."""
+    for message in (
+        r".*is_gradient_checkpointing.*",  # peft asks transformers by the old name
+        r".*Total length of `list` across ranks is zero.*",  # no held-out data
+        r".*treespec.*",  # lightning's pytree helper under torch 2.13
+        r".*isinstance\(treespec, LeafSpec\).*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+if __name__ == "__main__":
+    main()

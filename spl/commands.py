@@ -1,0 +1,162 @@
+"""The LightningCLI behind `spl`: one line from settings to a run in its folder."""
+
+import logging
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.logging import RichHandler
+from transformers.utils import logging as transformers_logging
+
+from spl.callbacks.export import Export
+from spl.callbacks.interrupt import InterruptCheckpoint
+from spl.callbacks.predictions import PredictionWriter
+from spl.callbacks.progress import ProgressBar
+from spl.callbacks.run_folder import MetricsLogger, RunFolder
+from spl.callbacks.start import StartEndValidation, StartReport
+from spl.callbacks.throughput import ThroughputMonitor
+from spl.data.base import PreferenceDataModule
+from spl.modules.preference import PreferenceModule
+from spl.types import UserError
+
+log = logging.getLogger("spl")
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one sentence, without a page of usage before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        sentence = " ".join(message.split())
+        sys.stderr.write(f"error: {sentence} (spl {self._command()} --help lists every setting)\n")
+        raise SystemExit(2)
+
+    def _command(self) -> str:
+        return next((word for word in sys.argv[1:2] if not word.startswith("-")), "fit")
+
+
+class SPLCommand(LightningCLI):
+    """Parses a command line, builds the three objects, and runs the command."""
+
+    def __init__(self, args: list[str]) -> None:
+        strict = {"allow_abbrev": False}
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # tips and hardware it did not find
+        transformers_logging.disable_progress_bar()
+        super().__init__(
+            PreferenceModule,
+            PreferenceDataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={**strict, **{name: dict(strict) for name in self.subcommands()}},
+            trainer_defaults={
+                "num_sanity_val_steps": 0,  # the longest batch and a whole validation run before step 1
+                "inference_mode": False,  # FSDP2 cannot run under it
+                "log_every_n_steps": 1,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+            },
+            args=args,
+            auto_configure_optimizers=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        hidden = {"weights_only", "return_predictions"}
+        return {name: skip | hidden for name, skip in LightningCLI.subcommands().items()}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--output", type=str | None, default=None, help="Folder of the run (runs/CONFIG-TIME).")
+        parser.add_argument("--resume", action="store_true", help="Go on from the output folder's last checkpoint.")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.every_n_train_steps": 100,
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "{step}",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.add_lightning_class_args(Export, "export")
+
+    @property
+    def settings(self) -> Any:
+        """Of the command that runs."""
+        return self.config[self.config["subcommand"]]
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.settings
+        self.output = Path(settings.output or _default_output(settings.config))
+        settings.checkpoint.dirpath = settings.checkpoint.dirpath or str(self.output / "checkpoints")
+        last = self.output / "checkpoints" / "last.ckpt"
+        if settings.resume and self.subcommand == "fit":
+            if not settings.output:
+                raise UserError("--resume needs --output DIR, the folder of the run to go on with.")
+            if not last.is_file():
+                raise UserError(f"nothing to resume: {last} does not exist. Leave --resume out to begin.")
+            settings.ckpt_path = str(last)
+        elif self.subcommand == "fit" and (self.output / "metrics.csv").exists():
+            raise UserError(f"{self.output} holds a run already: go on with it by --resume, or give another --output.")
+
+    def _parse_ckpt_path(self) -> None:
+        """Unlike Lightning's, a checkpoint's settings do not replace those that were given; differences are said."""
+        path = self.settings.get("ckpt_path")
+        if path and not Path(path).is_file():
+            raise UserError(f"no checkpoint {path!r}: --ckpt_path takes a file that a run saved in its checkpoints/.")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        _log_to(self.output / "log.txt")
+        given = self.config_init[self.subcommand].trainer.logger
+        if given is not False:
+            extra = [TensorBoardLogger(self.output, name="tensorboard", version="")] if given in (None, True) else given
+            kwargs["logger"] = [
+                MetricsLogger(self.output, resume=self.settings.resume),
+                *(extra if isinstance(extra, list) else [extra]),
+            ]
+        kwargs["default_root_dir"] = str(self.output)
+        return super().instantiate_trainer(**kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: Any) -> Trainer:
+        ours = [StartReport(), StartEndValidation(), ThroughputMonitor(), RunFolder(), InterruptCheckpoint()]
+        if config.get("enable_progress_bar") is not False:
+            ours.append(ProgressBar())
+        return super()._instantiate_trainer(config, [*ours, PredictionWriter(), *callbacks])
+
+    def before_fit(self) -> None:
+        if rank_zero_only.rank == 0:
+            self.output.mkdir(parents=True, exist_ok=True)
+            settings = self.settings.clone()
+            for own in ("config", "output", "resume", "ckpt_path"):
+                settings.pop(own, None)
+            text = self._parser("fit").dump(settings, skip_none=False)
+            (self.output / "config.yaml").write_text(f"# spl fit --config {self.output}/config.yaml --output NEW\n{text}")
+
+
+def _default_output(configs: Any) -> str:
+    """runs/NAME-TIME, by the last config file's name."""
+    name = Path(str(configs[-1])).stem if configs else "fit"
+    return f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _log_to(path: Path) -> None:
+    """Messages of spl to the terminal and to the run's log.txt."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+    if rank_zero_only.rank == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(file)
+        log.addHandler(RichHandler(console=Console(stderr=True), show_path=False, show_time=False))

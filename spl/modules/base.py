@@ -1,0 +1,213 @@
+"""What every module that trains a policy shares: loading, scoring, the optimiser, checkpoints of what trains."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from spl.logprobs.attention import attention
+from spl.logprobs.score import base_of, first_examples, gap_to_plain, prepare, score
+from spl.models import Dtype, ExportFormat, load_policy, load_tokenizer, save_policy
+from spl.types import PreferenceBatch, ResponseLogps, UserError
+
+Schedule = Literal["constant", "linear", "cosine"]
+Scorer = Literal["auto", "forest", "plain"]
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is infinite or not a number."""
+
+
+class PolicyModule(LightningModule):
+    """A policy, its tokenizer and its optimiser.
+
+    Args:
+        model: a Hub id, a local folder, a .gguf file (also one in an installed package), or "tiny".
+        dtype: of the weights. Sums of log-probabilities and the loss are float32 in any case.
+        lora_rank: rank of the LoRA adapters on every linear layer; 0 trains all weights.
+        lora_alpha: LoRA scale; adapters are multiplied by lora_alpha / lora_rank.
+        lora_targets: names of the layers that get adapters, or "all-linear".
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        scorer: "forest" runs every distinct token of a batch once, "plain" pads every response; "auto" compares the two
+            on two real examples and takes the first unless they differ.
+        head_chunk: response tokens whose logits are held at a time.
+        lr: peak learning rate of AdamW.
+        weight_decay: on matrices; biases and norms get none.
+        schedule: of the learning rate, after its warm-up.
+        warmup: steps of linear warm-up, or a share of all steps where below 1.
+        revision: of the model on the Hub.
+        trust_remote_code: run the model's own code from the Hub.
+    """
+
+    policy: nn.Module
+
+    def __init__(
+        self,
+        model: str = "tiny",
+        *,
+        dtype: Dtype = "float32",
+        lora_rank: int = 16,
+        lora_alpha: int = 16,
+        lora_targets: str | list[str] = "all-linear",
+        gradient_checkpointing: bool = False,
+        scorer: Scorer = "auto",
+        head_chunk: int = 512,
+        lr: float = 1e-4,
+        weight_decay: float = 0.0,
+        schedule: Schedule = "cosine",
+        warmup: float = 0.05,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        _check("lora_rank", lora_rank, lora_rank >= 0, "0 or more")
+        _check("head_chunk", head_chunk, head_chunk >= 1, "1 or more")
+        _check("lr", lr, lr > 0, "above 0")
+        _check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
+        _check("warmup", warmup, warmup >= 0, "0 or more")
+        self.save_hyperparameters()
+        self.scorer: Scorer = scorer
+        self.strict_loading = False  # a checkpoint holds what trains, not the frozen base
+        self._tokenizer: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, loaded on first use; data modules read it before the model is loaded."""
+        if self._tokenizer is None:
+            hp = self.hparams
+            self._tokenizer = load_tokenizer(hp["model"], hp["revision"], hp["trust_remote_code"])
+        return self._tokenizer
+
+    @property
+    def trains_adapters(self) -> bool:
+        """LoRA adapters on a frozen base, or all weights."""
+        return bool(self.hparams["lora_rank"])
+
+    def configure_model(self) -> None:
+        if hasattr(self, "policy"):
+            return
+        hp = self.hparams
+        self.policy = load_policy(
+            hp["model"],
+            dtype=hp["dtype"],
+            lora_rank=hp["lora_rank"],
+            lora_alpha=hp["lora_alpha"],
+            lora_targets=hp["lora_targets"],
+            gradient_checkpointing=hp["gradient_checkpointing"],
+            revision=hp["revision"],
+            trust_remote_code=hp["trust_remote_code"],
+        )
+
+    def score(self, batch: PreferenceBatch, model: nn.Module | None = None) -> ResponseLogps:
+        """Log-probabilities of the batch's responses under the policy, or under another model of its kind."""
+        model = self.policy if model is None else model
+        if self.scorer == "auto":
+            self._choose_scorer(batch)
+        prepare(model, self.scorer)
+        return score(model, batch, self.scorer, self.hparams["head_chunk"])
+
+    def _choose_scorer(self, batch: PreferenceBatch) -> None:
+        """Hold the fast scorer to the plain one on two real examples."""
+        low = torch.is_autocast_enabled(self.device.type) or next(self.policy.parameters()).dtype == torch.bfloat16
+        allowed = 0.25 if low else 1e-3
+        try:
+            gap, reason = gap_to_plain(self.policy, first_examples(batch, 2)), ""
+        except Exception as error:  # an architecture may refuse in any way it likes
+            gap, reason = float("inf"), f" ({type(error).__name__}: {error})"
+        self.scorer = "forest" if gap <= allowed else "plain"
+        kind = type(base_of(self.policy)).__name__
+        if self.scorer == "forest":
+            log.info("Scorer: forest, every distinct token once; within %.2g nats a token of the plain one.", gap)
+        else:
+            log.warning("Scorer: plain, since the forest differs by %.2g nats a token on %s%s.", gap, kind, reason)
+
+    def check_finite(self, losses: Tensor, rows: tuple[str, ...]) -> None:
+        """Stop before the weights take harm.
+
+        Raises:
+            NonFiniteLossError: one of the losses [B] is infinite or NaN; names its rows.
+        """
+        if not losses.isfinite().all():
+            bad = [rows[k] for k in (~losses.isfinite()).nonzero()[:, 0].tolist()]
+            raise NonFiniteLossError(
+                f"the loss is not finite at step {self.global_step} on {'; '.join(bad)}. The weights are still those of "
+                "the last step. Lower model.lr, or set trainer.gradient_clip_val, or look at these rows."
+            )
+
+    def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        # Whatever draws random numbers in a step draws the same ones after a resume.
+        step = 1_000_003 * self.trainer.current_epoch + batch_idx
+        torch.manual_seed((step * 1_009 + self.global_rank) % 2**63)
+
+    def configure_optimizers(self) -> Any:
+        hp = self.hparams
+        trained = [p for p in self.policy.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": hp["weight_decay"]},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=hp["lr"])
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = round(hp["warmup"] * steps) if hp["warmup"] < 1 else int(hp["warmup"])
+        name = "constant_with_warmup" if hp["schedule"] == "constant" else hp["schedule"]
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
+        saved = set(checkpoint["state_dict"])
+        if saved != trained:
+            odd = sorted(saved ^ trained)
+            raise UserError(
+                f"the checkpoint holds other weights than this model trains ({len(odd)} names differ, first {odd[0]}): "
+                "give the model, lora_rank and lora_targets that it was trained with."
+            )
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Run a block in which `policy.generate` works: plain attention, evaluation mode."""
+        training = self.policy.training
+        self.policy.eval()
+        try:
+            with attention(base_of(self.policy), "sdpa"):
+                yield
+        finally:
+            self.policy.train(training)
+
+    def export(self, folder: Path, export_format: ExportFormat) -> float:
+        """Write the policy as a Hugging Face folder and check it; see `spl.models.save_policy`."""
+        text = self.tokenizer("The quick brown fox jumps over the lazy dog.", return_tensors="pt")
+        with self.generating():
+            return save_policy(self.policy, self.tokenizer, folder, export_format, text["input_ids"].to(self.device))
+
+    def describe(self) -> dict[str, str]:
+        """What is trained, for the start-up report; the model must be configured."""
+        hp = self.hparams
+        trained = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.policy.parameters())
+        how = (
+            f"LoRA r={hp['lora_rank']}, alpha={hp['lora_alpha']}, {hp['lora_targets']}"
+            if self.trains_adapters
+            else "full"
+        )
+        return {
+            "policy": f"{hp['model']}, {type(base_of(self.policy)).__name__}, {hp['dtype']} weights",
+            "trained": f"{trained:,} of {total:,} parameters ({how})",
+        }
+
+
+def _check(name: str, value: float, holds: bool, expected: str) -> None:
+    if not holds:
+        raise UserError(f"model.{name} must be {expected}, but is {value}.")
