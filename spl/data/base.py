@@ -130,7 +130,10 @@ class PreferenceDataModule(LightningDataModule):
         if self.trainer is None:
             return 0, 0
         loop = self.trainer.fit_loop
-        return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
+        epoch, progress = loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress
+        if loop.restarting and progress.is_last_batch:
+            return epoch + 1, 0  # saved at the end of an epoch, which Lightning closes after this is asked
+        return epoch, progress.current.ready
 
     def train_dataloader_length(self) -> int:
         """Batches an epoch on each process."""

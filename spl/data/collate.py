@@ -1,11 +1,15 @@
 """Tokenised examples to one `PreferenceBatch`: the trie of each example's responses, depth first, no token twice.
 
 Sorted sequences visit a trie depth first, so a sequence adds only the tokens past its common beginning with the one
-before it. Sequences [5 6 7], [5 6 8] become the row 5 6 7 8 with subtree_end 4 4 3 4.
+before it. A last token predicts nothing and is left out: sequences [5 6 7 1], [5 6 8 1] become the row 5 6 7 8 with
+subtree_end 4 4 3 4.
 """
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -53,17 +57,16 @@ class _Row:
         before: tuple[int, ...] = ()
         path: list[int] = []
         for k in order:
-            shared = _common(before, sequences[k])
+            shared = common(before, sequences[k])
             self._close(path[shared:])
             path = path[:shared]
-            for depth, token in enumerate(sequences[k][shared:], shared):
-                self.ids.append(token)
-                self.depths.append(depth)
-                self.parents.append(path[-1] if path else -1)
-                self.ends.append(0)
-                path.append(len(self.ids) - 1)
-            paths[k] = path
-            before = sequences[k]
+            new = range(len(self.ids), len(self.ids) + len(sequences[k]) - shared)
+            self.ids += sequences[k][shared:]
+            self.depths += range(shared, len(sequences[k]))
+            self.parents += [path[-1] if path else -1, *new[:-1]] if new else []
+            self.ends += [0] * len(new)
+            path += new
+            paths[k], before = path, sequences[k]
         self._close(path)
         return paths
 
@@ -73,22 +76,15 @@ class _Row:
 
     def nodes(self) -> tuple[Node, ...]:
         """Maximal runs in which every token's only child is the next token."""
-        children = [0] * len(self.ids)
-        for parent in self.parents:
-            if parent >= 0:
-                children[parent] += 1
-        nodes: list[Node] = []
-        node_of: list[int] = []
-        for index, parent in enumerate(self.parents):
-            if parent >= 0 and parent == index - 1 and children[parent] == 1:
-                nodes[-1] = nodes[-1]._replace(end=index + 1)
-            else:
-                nodes.append(Node(index, index + 1, node_of[parent] if parent >= 0 else -1))
-            node_of.append(len(nodes) - 1)
-        return tuple(nodes)
+        children = Counter(self.parents)
+        starts = [i for i, p in enumerate(self.parents) if p < 0 or children[p] > 1]
+        ends = [*starts[1:], len(self.ids)]
+        # A token with several children ends its run, so a run's parent is the run whose last token is its own parent.
+        run_ending = {end - 1: n for n, end in enumerate(ends)}
+        return tuple(Node(i, end, run_ending.get(self.parents[i], -1)) for i, end in zip(starts, ends, strict=True))
 
 
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def common(a: Sequence[Any], b: Sequence[Any]) -> int:
     """Length of the common beginning of two sequences."""
     for n, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
@@ -128,7 +124,7 @@ def collate(examples: list[EncodedExample]) -> PreferenceBatch:
         member_response=torch.tensor(member_response),
         response_example=torch.tensor(response_example),
         comparisons=torch.tensor(comparisons, dtype=torch.long).reshape(-1, 2),
-        shares=torch.tensor(shares),
-        alphas=torch.tensor([math.nan if e.alpha is None else e.alpha for e in examples]),
+        shares=torch.tensor(shares, dtype=torch.float32),
+        alphas=torch.tensor([math.nan if e.alpha is None else e.alpha for e in examples], dtype=torch.float32),
         rows=tuple(e.row for e in examples),
     )

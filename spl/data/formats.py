@@ -2,36 +2,46 @@
 
 Shapes, told apart by their columns (others are ignored; `prompt` may also be called `messages`):
 
-- `chosen`, `rejected` and perhaps `prompt`, each text or a list of messages. Without a prompt, two conversations share
-  theirs, and two texts are raw transcripts ("\\n\\nHuman: ... \\n\\nAssistant: ...").
-- `prompt`, `responses` and one of `shares` (of a population; p_ij = s_i / (s_i + s_j)), `scores` (the higher is
-  preferred, equal ones tie), `ranking` (indices of the responses, best first), `comparisons` ([i, j, p] triples).
-- `prompt`, `response_a`, `response_b`, `votes_a`, `votes_b` and perhaps `votes_tie` (half a vote to each side).
+- `chosen`, `rejected` and perhaps `share`, the share of raters who prefer the chosen reply.
+- `responses` and one of `shares` (of a population; p_ij = s_i / (s_i + s_j)), `scores` (the higher is preferred, equal
+  ones tie), `ranking` (indices of the responses, best first), `comparisons` ([i, j, p] triples).
+- `response_a`, `response_b`, `votes_a`, `votes_b` and perhaps `votes_tie` (half a vote to each side).
 
-A pair may carry `share`, the share of raters who prefer the chosen reply. Any row may carry `alpha` and `system`.
+A prompt is a text, a list of messages or a raw transcript ("\\n\\nHuman: ... \\n\\nAssistant: ..."). A reply is a text,
+a message, or the whole conversation (messages or transcript) that it ends; then the prompt's column may be left out, or
+hold the conversation's beginning or end. Any row may carry `alpha` and `system`. None and NaN are an absent column.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from reprlib import Repr
 from typing import Any
 
 from spl.types import Comparison, Message, PreferenceExample, UserError
 
 ROLES = ("system", "user", "assistant", "tool")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _SHAPES = (
     "chosen and rejected (with or without prompt), or prompt and responses with shares, scores, ranking or "
     "comparisons, or prompt, response_a, response_b, votes_a and votes_b"
+)
+_COLUMNS = (
+    *("prompt", "messages", "system", "alpha", "chosen", "rejected", "share", "responses", "shares", "scores"),
+    *("ranking", "comparisons", "response_a", "response_b", "votes_a", "votes_b", "votes_tie"),
 )
 
 
 def parse_row(row: Mapping[str, Any], where: str = "", columns: Mapping[str, str] | None = None) -> PreferenceExample:
     """Read one row.
 
+    >>> parse_row({"prompt": "Tea?", "chosen": "Yes.", "rejected": "No."}).responses
+    ('Yes.', 'No.')
+
     Args:
-        row: column names to values.
+        row: column names to values, Python's own or numpy's.
         where: "file, row 12", put before every complaint.
         columns: our column names to the row's, where they differ: `{"chosen": "better"}`.
 
@@ -45,74 +55,78 @@ def parse_row(row: Mapping[str, Any], where: str = "", columns: Mapping[str, str
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under our column names, without empty columns."""
+    """The row under our column names, in Python's own values, without empty columns."""
+    if not isinstance(row, Mapping):
+        raise UserError(f"a row must be an object with the columns {_SHAPES}, but is {_short(row)}.")
     for ours, theirs in columns.items():
+        if ours not in _COLUMNS:
+            raise UserError(f"columns.{ours} is not a column that is read; expected one of {', '.join(_COLUMNS)}.")
         if theirs not in row:
             raise UserError(f"no column {theirs!r} (set as columns.{ours}); the columns found are {_names(row)}.")
     taken = set(columns.values())
     renamed = {k: v for k, v in row.items() if k not in taken and k not in columns}
     renamed |= {ours: row[theirs] for ours, theirs in columns.items()}
-    return {k: v for k, v in renamed.items() if v is not None}
+    plain = {k: _plain(v) if k in _COLUMNS else v for k, v in renamed.items()}
+    return {k: v for k, v in plain.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
 
 
-def _names(row: Mapping[str, Any]) -> str:
-    return ", ".join(map(repr, row)) or "none"
+def _plain(value: Any, levels: int = 5) -> Any:
+    """Python's own value for numpy's, pandas' or torch's, as deep as the columns of a known shape go."""
+    if isinstance(value, str | int) or value is None or not levels:
+        return value
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {k: _plain(v, levels - 1) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(v, levels - 1) for v in value]
+    # pandas' NA refuses to be compared, and pandas need not be installed.
+    return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def _parse(row: dict[str, Any], where: str) -> PreferenceExample:
     if "chosen" in row and "rejected" in row:
-        prompt, responses = _pair(row)
+        replies = {name: row[name] for name in ("chosen", "rejected")}
         comparisons = [Comparison(0, 1, _share(row.get("share", 1.0), "share"))]
     elif "response_a" in row and "response_b" in row:
-        prompt, responses = _prompt(row), [_reply(row[k], k, []) for k in ("response_a", "response_b")]
+        replies = {name: row[name] for name in ("response_a", "response_b")}
         comparisons = [Comparison(0, 1, _vote_share(row))]
     elif "responses" in row:
-        prompt, responses, comparisons = _many(row)
+        if not isinstance(row["responses"], list) or len(row["responses"]) < 2:
+            raise UserError(f"responses must be a list of two or more replies, but is {_short(row['responses'])}.")
+        replies = {f"responses[{k}]": reply for k, reply in enumerate(row["responses"])}
+        comparisons = _compared(row, len(replies))
     else:
-        raise UserError(f"expected the columns {_SHAPES}; the columns found are {_names(row)}.")
-    if "system" in row and prompt[0]["role"] != "system":
-        prompt = [{"role": "system", "content": _text(row["system"], "system")}, *prompt]
-    _check_responses(responses)
+        raise UserError(f"expected the columns {_SHAPES}; the columns with a value are {_names(row)}.")
+    prompt, responses = _prompt_and_replies(row, replies)
+    prompt = _with_system(row.get("system", ""), prompt)
+    _check_replies(dict(zip(replies, responses, strict=True)))
     return PreferenceExample(tuple(prompt), tuple(responses), tuple(comparisons), _alpha(row.get("alpha")), where)
 
 
-def _pair(row: dict[str, Any]) -> tuple[list[Message], list[str]]:
-    """Prompt and the two replies of a chosen/rejected row."""
-    chosen, rejected = row["chosen"], row["rejected"]
-    if "prompt" in row or "messages" in row:
-        prompt = _prompt(row)
-        return prompt, [_reply(chosen, "chosen", prompt), _reply(rejected, "rejected", prompt)]
-    conversations = [_conversation(chosen, "chosen"), _conversation(rejected, "rejected")]
-    for name, turns in zip(("chosen", "rejected"), conversations, strict=True):
-        if len(turns) < 2 or turns[-1]["role"] != "assistant":
-            raise UserError(
-                f"{name} has no prompt column beside it, so it must be a conversation that ends with a reply."
-            )
-    if conversations[0][:-1] != conversations[1][:-1]:
-        raise UserError("chosen and rejected must differ in the last reply alone, but an earlier turn differs.")
-    return conversations[0][:-1], [turns[-1]["content"] for turns in conversations]
+def _names(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(_short, row)) or "none"
 
 
-def _many(row: dict[str, Any]) -> tuple[list[Message], list[str], list[Comparison]]:
-    """Prompt, K replies and their comparisons."""
-    prompt = _prompt(row)
-    if not _is_list(row["responses"]) or len(row["responses"]) < 2:
-        raise UserError(f"responses must be a list of two or more replies, but is {_short(row['responses'])}.")
-    responses = [_reply(reply, f"responses[{k}]", prompt) for k, reply in enumerate(row["responses"])]
+# What the raters said.
+
+
+def _compared(row: dict[str, Any], count: int) -> list[Comparison]:
+    """The comparisons of a row with `responses`, from the one column that holds them."""
     given = [name for name in _COMPARE if name in row]
     if len(given) != 1:
         raise UserError(
             f"beside responses, expected one of {', '.join(_COMPARE)}, but found {' and '.join(given) or 'none'}."
         )
-    values = row[given[0]]
-    if not _is_list(values):
-        raise UserError(f"{given[0]} must be a list, but is {_short(values)}.")
-    if given[0] != "comparisons" and len(values) != len(responses):
-        raise UserError(f"{given[0]} has {len(values)} entries for {len(responses)} responses.")
-    return prompt, responses, _COMPARE[given[0]](values, len(responses))
+    name, values = given[0], row[given[0]]
+    if not isinstance(values, list):
+        raise UserError(f"{name} must be a list, but is {_short(values)}.")
+    if name != "comparisons" and len(values) != count:
+        raise UserError(f"{name} must have an entry for each of the {count} responses, but has {len(values)}.")
+    return _COMPARE[name](values, count)
 
 
-def _from_shares(values: Sequence[Any], _: int) -> list[Comparison]:
+def _from_shares(values: list[Any], _: int) -> list[Comparison]:
     shares = [_share(v, f"shares[{k}]") for k, v in enumerate(values)]
     pairs = [(i, j) for i, j in combinations(range(len(shares)), 2) if shares[i] + shares[j] > 0]
     if not pairs:
@@ -120,36 +134,37 @@ def _from_shares(values: Sequence[Any], _: int) -> list[Comparison]:
     return [Comparison(i, j, shares[i] / (shares[i] + shares[j])) for i, j in pairs]
 
 
-def _from_scores(values: Sequence[Any], _: int) -> list[Comparison]:
+def _from_scores(values: list[Any], _: int) -> list[Comparison]:
     scores = [_number(v, f"scores[{k}]") for k, v in enumerate(values)]
     pairs = combinations(range(len(scores)), 2)
     return [Comparison(i, j, 0.5 + 0.5 * ((scores[i] > scores[j]) - (scores[i] < scores[j]))) for i, j in pairs]
 
 
-def _from_ranking(values: Sequence[Any], count: int) -> list[Comparison]:
-    if sorted(v for v in values if _is_index(v, count)) != list(range(count)):
+def _from_ranking(values: list[Any], count: int) -> list[Comparison]:
+    ranking = [_index(v, count) for v in values]
+    if set(ranking) != set(range(count)):
         raise UserError(
             f"ranking must hold each index 0 to {count - 1} of the responses once, best first, but is {_short(values)}."
         )
-    return [Comparison(i, j, 1.0) for i, j in combinations(values, 2)]
+    return [Comparison(i, j, 1.0) for i, j in combinations(ranking, 2)]
 
 
-def _from_comparisons(values: Sequence[Any], count: int) -> list[Comparison]:
+def _from_comparisons(values: list[Any], count: int) -> list[Comparison]:
     comparisons = []
     for k, value in enumerate(values):
         name = f"comparisons[{k}]"
-        if not _is_list(value) or len(value) != 3:
+        if not isinstance(value, list) or len(value) != 3:
             raise UserError(f"{name} must be [i, j, share], but is {_short(value)}.")
-        i, j = (int(v) if isinstance(v, float) and v.is_integer() else v for v in value[:2])
-        if not _is_index(i, count) or not _is_index(j, count) or i == j:
+        i, j = (_index(v, count) for v in value[:2])
+        if min(i, j) < 0 or i == j:
             raise UserError(f"{name} must name two different responses of 0 to {count - 1}, but is {_short(value)}.")
-        comparisons.append(Comparison(i, j, _share(value[2], name)))
+        comparisons.append(Comparison(i, j, _share(value[2], f"{name}[2]")))
     if not comparisons:
         raise UserError("comparisons is empty: expected at least one [i, j, share].")
     return comparisons
 
 
-_COMPARE = {
+_COMPARE: dict[str, Callable[[list[Any], int], list[Comparison]]] = {
     "shares": _from_shares,
     "scores": _from_scores,
     "ranking": _from_ranking,
@@ -157,32 +172,89 @@ _COMPARE = {
 }
 
 
+def _vote_share(row: dict[str, Any]) -> float:
+    for name in ("votes_a", "votes_b"):
+        if name not in row:
+            raise UserError(f"expected a column {name}; the columns with a value are {_names(row)}.")
+    a, b, tie = (_number(row.get(name, 0), name) for name in ("votes_a", "votes_b", "votes_tie"))
+    if min(a, b, tie) < 0 or not 0 < a + b + tie < math.inf:
+        raise UserError(f"votes must be 0 or more with at least one cast, but are {a:g}, {b:g} and {tie:g} for a tie.")
+    return (a + tie / 2) / (a + b + tie)
+
+
+# Who said what.
+
+
+def _prompt_and_replies(row: dict[str, Any], replies: dict[str, Any]) -> tuple[list[Message], list[str]]:
+    """The prompt that all replies share, from its own column or from the conversations they end, and their texts."""
+    given = _prompt(row)
+    prompts, texts = [], []
+    for name, value in replies.items():
+        *before, reply = _reply(value, name)
+        prompts.append(_joined(given, before, name))
+        texts.append(reply["content"])
+        if not _same(prompts[0], prompts[-1]):
+            raise UserError(
+                f"{name} must differ from {next(iter(replies))} in the last reply alone, but an earlier turn differs."
+            )
+    return prompts[0], texts
+
+
+def _joined(given: list[Message], before: list[Message], name: str) -> list[Message]:
+    """The longer of the prompt's column and the turns before a reply: either may end the other, the column open it."""
+    if not given and not before:
+        raise UserError(f"{name} must be a whole conversation that ends with a reply where no column prompt is given.")
+    short, long = sorted((given, before), key=len)
+    if not short or _same(long[-len(short) :], short) or (short is given and _same(long[: len(short)], short)):
+        return long
+    raise UserError(f"{name} is a conversation that must repeat the prompt, but begins {_short(before[0]['content'])}.")
+
+
+def _same(a: list[Message], b: list[Message]) -> bool:
+    return [(t["role"], t["content"].strip()) for t in a] == [(t["role"], t["content"].strip()) for t in b]
+
+
 def _prompt(row: dict[str, Any]) -> list[Message]:
-    """The prompt's turns: a text is one user turn, or a transcript where it is written as one."""
+    """The turns of the prompt's column, none where there is no such column."""
     name = "prompt" if "prompt" in row else "messages"
     if name not in row:
-        raise UserError(f"expected a column prompt; the columns found are {_names(row)}.")
-    value = row[name]
-    turns = _conversation(value, name)
+        return []
+    turns = _conversation(row[name], name)
+    if len(turns) > 1 and turns[-1] == {"role": "assistant", "content": ""}:
+        turns.pop()  # a transcript may be cut right after "Assistant:", the cue for the reply
     if turns[-1]["role"] == "assistant":
         raise UserError(f"{name} must end with a turn that a reply can follow, but ends with the assistant's.")
     return turns
 
 
+def _reply(value: Any, name: str) -> list[Message]:
+    """A reply, and the turns before it where they are given."""
+    if isinstance(value, str) and not _is_transcript(value):
+        return [{"role": "assistant", "content": _text(value, name, empty=True)}]
+    turns = _conversation(value, name)
+    if turns[-1]["role"] != "assistant":
+        raise UserError(f"{name} must end with the assistant's reply, but ends with a turn of {turns[-1]['role']}.")
+    return turns
+
+
 def _conversation(value: Any, name: str) -> list[Message]:
-    """Turns of a list of messages, a transcript, or a text (one user turn)."""
-    if _is_list(value):
-        if not len(value):
+    """Turns of a list of messages, a message, a transcript, or a text (one user turn)."""
+    if isinstance(value, Mapping):
+        return [_message(value, name)]
+    if isinstance(value, list):
+        if not value:
             raise UserError(f"{name} is an empty list of messages.")
         return [_message(turn, f"{name}[{k}]") for k, turn in enumerate(value)]
-    text = _text(value, name)
-    if not _TURN.match(text):
+    text = _text(value, name, "text or a list of messages")
+    if not _is_transcript(text):
         return [{"role": "user", "content": text}]
-    parts = _TURN.split(text)[1:]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [{"role": roles[r], "content": c.strip()} for r, c in zip(parts[::2], parts[1::2], strict=True)]
-    # A prompt may be cut right after "Assistant:", the cue for the reply.
-    return turns[:-1] if len(turns) > 1 and turns[-1] == {"role": "assistant", "content": ""} else turns
+    parts = _TURN.split("\n\n" + text.lstrip())[1:]
+    return [{"role": _SPEAKERS[s], "content": c.strip()} for s, c in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _is_transcript(text: str) -> bool:
+    """Also where the newlines before the first speaker were stripped."""
+    return bool(_TURN.match(text)) or (text.startswith("Human:") and "\n\nAssistant:" in text)
 
 
 def _message(turn: Any, name: str) -> Message:
@@ -193,30 +265,31 @@ def _message(turn: Any, name: str) -> Message:
     return {"role": turn["role"], "content": _text(turn["content"], f"{name}.content", empty=True)}
 
 
-def _reply(value: Any, name: str, prompt: list[Message]) -> str:
-    """The reply's text: a text, one assistant message, or the whole conversation that it ends."""
-    if not _is_list(value):
-        return _text(value, name, empty=True)
-    turns = _conversation(value, name)
-    own = turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
-    if len(own) != 1 or own[0]["role"] != "assistant":
-        raise UserError(f"{name} must be the prompt's next turn, one assistant message, but is {_short(value)}.")
-    return own[0]["content"]
+def _with_system(value: Any, prompt: list[Message]) -> list[Message]:
+    """The prompt opened by the system column's text, where it has one."""
+    system: Message = {"role": "system", "content": _text(value, "system", empty=True)}
+    if not system["content"].strip():
+        return prompt
+    if prompt[0]["role"] != "system":
+        return [system, *prompt]
+    if not _same(prompt[:1], [system]):
+        raise UserError("the column system and the conversation's own system message differ: expected one of the two.")
+    return prompt
 
 
-def _check_responses(responses: list[str]) -> None:
-    for k, reply in enumerate(responses):
-        if not reply.strip():
-            raise UserError(f"response {k} is empty: expected a reply to score.")
-        if reply.strip() in {r.strip() for r in responses[:k]}:
-            raise UserError(f"response {k} is identical to an earlier one ({_short(reply)}): nothing tells them apart.")
+def _check_replies(replies: dict[str, str]) -> None:
+    """No reply is empty, and no two are alike."""
+    names: dict[str, str] = {}
+    for name, reply in replies.items():
+        text = reply.strip()
+        if not text:
+            raise UserError(f"{name} is empty: expected a reply to score.")
+        if text in names:
+            raise UserError(f"{name} is identical to {names[text]} ({_short(text)}): nothing tells them apart.")
+        names[text] = name
 
 
-def _vote_share(row: dict[str, Any]) -> float:
-    a, b, tie = (_number(row.get(k, 0), k) for k in ("votes_a", "votes_b", "votes_tie"))
-    if min(a, b, tie) < 0 or a + b + tie <= 0:
-        raise UserError(f"votes must be 0 or more with at least one cast, but are {a:g}, {b:g} and {tie:g} for a tie.")
-    return (a + tie / 2) / (a + b + tie)
+# Single values.
 
 
 def _alpha(value: Any) -> float | None:
@@ -236,27 +309,35 @@ def _share(value: Any, name: str) -> float:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{name} must be a finite number, but is {_short(value)}.")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e308:
+        return float(value)
+    raise UserError(f"{name} must be a finite number, but is {_short(value)}.")
 
 
-def _text(value: Any, name: str, empty: bool = False) -> str:
+def _index(value: Any, count: int) -> int:
+    """A response's index, -1 where the value is none. pandas turns whole numbers beside an absent one to floats."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < count and value == int(value):
+        return int(value)
+    return -1
+
+
+def _text(value: Any, name: str, expected: str = "text", empty: bool = False) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{name} must be text or a list of messages, but is {_short(value)}.")
+        raise UserError(f"{name} must be {expected}, but is {_short(value)}.")
     if not empty and not value.strip():
         raise UserError(f"{name} is empty.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{name} is not valid Unicode: character {error.start} is half of a pair.") from None
     return value
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def _is_index(value: Any, count: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    """The value as Python writes it, long ones shortened."""
+    return _REPR.repr(value)

@@ -58,7 +58,17 @@ class InOrder:
         return [group.tolist() for group in groups[self.rank :: self.world]]
 
 
-class BatchLoader:
+class _Resumable:
+    """Tells Lightning that a loader goes on where a restored run stood; it has no state to keep for that."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+class BatchLoader(_Resumable):
     """Batches of examples that can be addressed."""
 
     def __init__(
@@ -78,7 +88,7 @@ class BatchLoader:
         yield from DataLoader(self.examples, batch_sampler=batches, collate_fn=collate, **_loading(self.num_workers))
 
 
-class StreamLoader:
+class StreamLoader(_Resumable):
     """Batches of a stream without a length, shuffled within a buffer; a resumed run reads past what was done."""
 
     def __init__(

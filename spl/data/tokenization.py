@@ -1,14 +1,15 @@
 """The one place where text becomes token ids.
 
-A whole conversation, prompt and response, is rendered and tokenised as one text, and the boundary is found on it: a
-response's first scored token is the first that reaches past the prompt's text. Tokenising the two apart would put other
-tokens there than the model sees when it writes.
+A whole conversation, prompt and response, is rendered and tokenised as one text, and the boundary is found on it: the
+scored tokens begin with the first that reaches past the prompt's text. Tokenising the two apart would put other tokens
+there than the model sees when it writes. Where the responses of a row disagree on that token ("Answer:" + "-)" may be
+one token, "Answer:" + " no" two), all are scored from the earliest, so that all follow the same prompt.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from spl.data.collate import EncodedExample
+from spl.data.collate import EncodedExample, common
 from spl.types import Message, PreferenceExample, UserError
 
 Truncation = Literal["cut", "drop", "raise"]
@@ -18,8 +19,8 @@ TurnEnd = Literal["template", "eos"]
 _PLAIN_NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
-class TooLong(UserError):
-    """A row does not fit in max_length and the setting does not allow to cut it."""
+class TooLongError(UserError):
+    """A row does not fit in max_length, and cutting it is not allowed or would leave nothing to learn from."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class Encoder:
         tokenizer: a fast transformers tokenizer.
         max_length: most tokens of prompt and response together.
         template: "model" takes the tokenizer's chat template, "plain" writes "User: ...", "auto" prefers the first.
-        truncation: what happens to a longer row. "cut" drops the oldest tokens of the prompt, the same number for all
-            responses, down to a quarter of max_length, and then the ends of longer responses, which so lose their EOS.
+        truncation: what happens to a longer row. "cut" drops the oldest tokens of the prompt (a BOS token stays), the
+            same for all responses, down to a quarter of max_length, and then the ends of longer responses, which so
+            lose their EOS; "drop" and "raise" raise TooLongError, which the caller may pass over.
         turn_end: "template" scores all that the template writes to end the reply, "eos" stops at the EOS token, as
-            sampling does.
+            sampling does. Where the template writes nothing there, both score an EOS token.
     """
 
     tokenizer: Any
@@ -43,12 +45,17 @@ class Encoder:
     turn_end: TurnEnd = "template"
 
     def __post_init__(self) -> None:
+        for name, choices in (("template", Template), ("truncation", Truncation), ("turn_end", TurnEnd)):
+            if getattr(self, name) not in get_args(choices):
+                raise UserError(
+                    f"{name} must be one of {', '.join(get_args(choices))}, but is {getattr(self, name)!r}."
+                )
         if not getattr(self.tokenizer, "is_fast", False):
             raise UserError("the tokenizer must be a fast one: the prompt's end is found by character offsets.")
         if self.max_length < 8:
             raise UserError(f"max_length must be at least 8 tokens, but is {self.max_length}.")
         if self.template == "model" and not self.tokenizer.chat_template:
-            raise UserError("the model has no chat template: set data.template to auto or plain to write turns plainly.")
+            raise UserError("the model has no chat template: set data.template to auto or plain to write turns so.")
         if self.tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no EOS token, so no response could ever end: set tokenizer.eos_token.")
 
@@ -57,25 +64,21 @@ class Encoder:
         return self.template != "plain" and bool(self.tokenizer.chat_template)
 
     def encode(self, example: PreferenceExample) -> tuple[EncodedExample, int]:
-        """Tokenise an example; also the number of tokens that were cut off.
+        """Tokenise an example; also the number of tokens that were cut off, those of the prompt counted once.
 
         Raises:
-            TooLong: it is longer than max_length and truncation is not "cut".
-            UserError: the template cannot render it.
+            TooLongError: it is longer than max_length and truncation is not "cut", or the cut made responses equal.
+            UserError: the template cannot render it, or the responses' token ids are equal.
         """
-        prompt = self.render_prompt(example.prompt)
-        encoded = [self._sequence(example.prompt, prompt, reply) for reply in example.responses]
-        length = max(len(ids) for ids, _ in encoded)
-        cut = 0
-        if length > self.max_length:
-            if self.truncation != "cut":
-                raise TooLong(
-                    f"{example.row or 'a row'}: {length} tokens are more than max_length {self.max_length}; "
-                    "raise data.max_length, or set data.truncation to cut or drop."
-                )
-            encoded, cut = self._cut(encoded)
-        sequences, starts = zip(*encoded, strict=True)
-        return EncodedExample(sequences, starts, example.comparisons, example.alpha, example.row), cut
+        try:
+            sequences, start = self._tokenise(example)
+            sequences, shift, cut = self._fit(sequences, start)
+        except UserError as error:
+            raise type(error)(f"{example.row}: {error}" if example.row else str(error)) from None
+        starts = (start - shift,) * len(sequences)
+        return EncodedExample(
+            tuple(map(tuple, sequences)), starts, example.comparisons, example.alpha, example.row
+        ), cut
 
     def render_prompt(self, turns: tuple[Message, ...]) -> str:
         """The prompt's text, up to where the reply begins."""
@@ -83,70 +86,93 @@ class Encoder:
             return "".join(_plain_turn(turn) for turn in turns) + "Assistant:"
         return self._apply(turns, generate=True)
 
+    def decode_marked(self, encoded: EncodedExample, response: int = 0) -> str:
+        """The text the model sees, special tokens too, with «the scored span» marked; a long prompt is shortened."""
+        ids, start = encoded.sequences[response], encoded.starts[response]
+        prompt, text = self._decode(ids[:start]), self._decode(ids)
+        # Some decoders drop a space that begins a text, so the scored part is taken from the whole.
+        scored = text[len(prompt) :] if text.startswith(prompt) else self._decode(ids[start:])
+        if len(prompt) > 1000:
+            prompt = f"{prompt[:400]} [... {len(prompt) - 800:,} characters ...] {prompt[-400:]}"
+        return f"{prompt}«{scored}»"
+
+    def _decode(self, ids: tuple[int, ...]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
     def _apply(self, turns: tuple[Message, ...], generate: bool) -> str:
         try:
             text = self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=generate)
         except Exception as error:  # a template is a program of the model's maker and raises what it likes
-            raise UserError(f"the model's chat template refuses this conversation: {error}") from None
+            raise UserError(
+                f"the model's chat template refuses this conversation ({error}): mend the row, or set data.template "
+                "to plain."
+            ) from None
         return str(text)
 
-    def _sequence(self, turns: tuple[Message, ...], prompt: str, reply: str) -> tuple[tuple[int, ...], int]:
-        """Token ids of prompt and response, and the index of the first scored one."""
-        if self.uses_model_template:
-            text = self._apply((*turns, {"role": "assistant", "content": reply}), generate=False)
-            if not text.startswith(prompt):
-                prompt = self._shared_beginning(turns, prompt, text)
-        else:
-            text = f"{prompt} {reply}"
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = list(encoding["input_ids"])
-        start = next((k for k, (_, end) in enumerate(encoding["offset_mapping"]) if end > len(prompt)), len(ids))
-        if self.uses_model_template:
-            ids = self._end_turn(ids, start)
-        else:
-            ids.append(self.tokenizer.eos_token_id)
-            if self._adds_bos():
-                ids, start = [self.tokenizer.bos_token_id, *ids], start + 1
-        if ids[:2] == [self.tokenizer.bos_token_id] * 2:
-            raise UserError("the text begins with two BOS tokens: the chat template and the tokenizer both add one.")
-        if not 0 < start < len(ids):
-            raise UserError(f"no prompt token stands before the reply, or no reply after it: {text[:80]!r}.")
-        return tuple(ids), start
+    def _render(self, example: PreferenceExample) -> tuple[list[str], int]:
+        """The whole text of every response, and how many characters of it are the prompt's."""
+        turns, prompt = example.prompt, self.render_prompt(example.prompt)
+        if not self.uses_model_template:
+            return [f"{prompt} {reply}" for reply in example.responses], len(prompt)
+        replies: list[Message] = [{"role": "assistant", "content": reply} for reply in example.responses]
+        texts = [self._apply((*turns, reply), generate=False) for reply in replies]
+        if all(text.startswith(prompt) for text in texts):
+            return texts, len(prompt)
+        # The cue for a reply may not be how replies begin (a template that opens a thought): then as far as they agree.
+        shared = min(common(prompt, text) for text in texts)
+        if shared < common(prompt, self._apply(turns, generate=False)):
+            raise UserError(
+                "the chat template writes the prompt differently once a reply follows it: set data.template to plain."
+            )
+        return texts, shared
 
-    def _shared_beginning(self, turns: tuple[Message, ...], prompt: str, text: str) -> str:
-        """Where the cue for a reply is not how replies begin (a template that opens a thought), the text they share."""
-        closed = self._apply(turns, generate=False)
-        if not text.startswith(closed):
-            raise UserError("the chat template writes a prompt differently once a reply follows it; use template plain.")
-        shared = len(closed)
-        while shared < min(len(prompt), len(text)) and prompt[shared] == text[shared]:
-            shared += 1
-        return text[:shared]
-
-    def _end_turn(self, ids: list[int], start: int) -> list[int]:
-        """Apply `turn_end` to a reply rendered by the model's template."""
-        eos = self.tokenizer.eos_token_id
-        if self.turn_end == "eos":
-            if eos not in ids[start:]:
-                return [*ids, eos]
-            return ids[: len(ids) - ids[::-1].index(eos)]
-        return ids
-
-    def _adds_bos(self) -> bool:
-        bos = self.tokenizer.bos_token_id
-        return bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
-
-    def _cut(self, encoded: list[tuple[tuple[int, ...], int]]) -> tuple[list[tuple[tuple[int, ...], int]], int]:
-        """Shorten every sequence to max_length: first the prompt's oldest tokens, then the responses' ends."""
-        keep_bos = all(ids[0] == self.tokenizer.bos_token_id for ids, _ in encoded)
-        shortest_prompt = min(start for _, start in encoded)
-        excess = max(len(ids) for ids, _ in encoded) - self.max_length
-        drop = min(excess, max(0, shortest_prompt - max(self.max_length // 4, 2)))
-        head = 1 if keep_bos else 0
-        shortened = [
-            ((ids[:head] + ids[head + drop :])[: self.max_length], start - drop) for ids, start in encoded
+    def _tokenise(self, example: PreferenceExample) -> tuple[list[list[int]], int]:
+        """Token ids of every response after its prompt, and the index of the first scored token, the same for all."""
+        texts, boundary = self._render(example)
+        encoding = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        first, ends = encoding["input_ids"][0], (end for _, end in encoding["offset_mapping"][0])
+        past = next((k for k, end in enumerate(ends) if end > boundary), len(first))
+        # A response whose tokens reach past the prompt earlier than that parts from the first one there.
+        start = min(common(first[:past], ids) for ids in encoding["input_ids"])
+        sequences = [
+            self._ended(ids, start, text.rstrip().endswith(reply.strip()))
+            for ids, text, reply in zip(encoding["input_ids"], texts, example.responses, strict=True)
         ]
-        return shortened, sum(len(a) - len(b) for (a, _), (b, _) in zip(encoded, shortened, strict=True))
+        bos = self.tokenizer.bos_token_id
+        if not self.uses_model_template and bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]:
+            sequences, start = [[bos, *ids] for ids in sequences], start + 1
+        if bos is not None and sequences[0][:2] == [bos, bos]:
+            raise UserError("the text begins with two BOS tokens: take one out of the chat template or of the prompt.")
+        if start == 0 or min(map(len, sequences)) <= start:
+            raise UserError(f"the template leaves no prompt before the reply, or no reply: {texts[0][-80:]!r}.")
+        return sequences, start
+
+    def _ended(self, ids: list[int], start: int, is_open: bool) -> list[int]:
+        """Apply `turn_end`; `is_open` where nothing but white space stands after the reply."""
+        eos = self.tokenizer.eos_token_id
+        if is_open or (self.turn_end == "eos" and eos not in ids[start:]):
+            return [*ids, eos]
+        return ids[: len(ids) - ids[::-1].index(eos)] if self.turn_end == "eos" else ids
+
+    def _fit(self, sequences: list[list[int]], start: int) -> tuple[list[list[int]], int, int]:
+        """Sequences of at most max_length, how many of the prompt's tokens that took, and how many tokens in all."""
+        longest, drop, cut = max(map(len, sequences)), 0, 0
+        if longest > self.max_length:
+            if self.truncation != "cut":
+                raise TooLongError(
+                    f"{longest} tokens are more than max_length {self.max_length}; "
+                    "raise data.max_length, or set data.truncation to cut or drop."
+                )
+            drop = min(longest - self.max_length, max(0, start - max(self.max_length // 4, 2)))
+            head = 1 if sequences[0][0] == self.tokenizer.bos_token_id else 0
+            sequences = [ids[:head] + ids[head + drop :] for ids in sequences]
+            cut = drop + sum(max(0, len(ids) - self.max_length) for ids in sequences)
+            sequences = [ids[: self.max_length] for ids in sequences]
+        if len(set(map(tuple, sequences))) < len(sequences):
+            if cut:
+                raise TooLongError(f"responses differ only past max_length {self.max_length}; raise data.max_length.")
+            raise UserError("two responses have the same token ids: nothing tells them apart.")
+        return sequences, drop, cut
 
 
 def _plain_turn(turn: Message) -> str:

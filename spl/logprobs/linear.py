@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class Head(NamedTuple):
@@ -27,10 +28,11 @@ def head_of(model: nn.Module) -> Head:
     Raises:
         TypeError: the output embedding is not a plain linear layer.
     """
-    embedding = model.get_output_embeddings()
+    language_model: Any = model
+    embedding = language_model.get_output_embeddings()
     if type(embedding) is not nn.Linear:
         raise TypeError(f"the output embedding is a {type(embedding).__name__}, not a plain linear layer")
-    config = model.config.get_text_config()
+    config = language_model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
     return Head(embedding.weight, embedding.bias, scale, getattr(config, "final_logit_softcapping", None))
@@ -42,8 +44,11 @@ def widen(x: Tensor) -> Tensor:
 
 
 def _logits(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
-    """float32 (float64 of float64) logits [n, V] of hidden [n, H], and d logits / d (W h + b) where that is not the constant scale."""
-    if hidden.is_cuda and hidden.dtype != torch.float32:
+    """Logits [n, V] of hidden [n, H] in the dtype of reductions, and their slope with respect to `W h + b`.
+
+    The slope is None where it is the constant `scale`.
+    """
+    if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
         raw = torch.mm(hidden, head.weight.to(hidden.dtype).t(), out_dtype=torch.float32)
     else:
         raw = widen(hidden) @ widen(head.weight).t()
@@ -73,7 +78,7 @@ class _TokenLogps(torch.autograd.Function):
         head = Head(weight, bias, scale, softcap)
         logps, entropies, directions = [], [], []
         with torch.autocast(hidden.device.type, enabled=False):
-            for h, y in zip(hidden.split(chunk), target.split(chunk), strict=True):
+            for h, y in zip(torch.split(hidden, chunk), torch.split(target, chunk), strict=True):
                 logits, slope = _logits(h, head)
                 log_z = logits.logsumexp(-1)
                 logps.append(logits.gather(1, y[:, None]).squeeze(1) - log_z)
@@ -82,7 +87,6 @@ class _TokenLogps(torch.autograd.Function):
                 if ctx.needs_input_grad[0]:
                     gradient = _logit_gradient(probs, y, slope, scale).to(h.dtype)
                     directions.append(gradient @ weight.to(h.dtype))
-        ctx.head_trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         ctx.settings = (scale, softcap, chunk)
         ctx.save_for_backward(torch.cat(directions) if directions else None, hidden, weight, bias, target)
         result = torch.cat(logps), torch.cat(entropies)
@@ -90,29 +94,40 @@ class _TokenLogps(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_logps: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         directions, hidden, weight, bias, target = ctx.saved_tensors
         scale, softcap, chunk = ctx.settings
         grad_hidden = grad_weight = grad_bias = None
         if directions is not None:
             grad_hidden = (directions * grad_logps[:, None]).to(hidden.dtype)
-        if ctx.head_trains:
-            grad_weight = torch.zeros_like(widen(weight))
-            grad_bias = None if bias is None else torch.zeros_like(widen(bias))
-            with torch.autocast(hidden.device.type, enabled=False):
-                for h, y, g in zip(hidden.split(chunk), target.split(chunk), grad_logps.split(chunk), strict=True):
-                    logits, slope = _logits(h, Head(weight, bias, scale, softcap))
-                    gradient = _logit_gradient(logits.softmax(-1), y, slope, scale) * g[:, None]
-                    grad_weight.addmm_(gradient.t(), widen(h))
-                    if grad_bias is not None:
-                        grad_bias += gradient.sum(0)
-            grad_weight = grad_weight.to(weight.dtype)
-            grad_bias = None if grad_bias is None else grad_bias.to(weight.dtype)
+        if any(ctx.needs_input_grad[1:3]):
+            head = Head(weight, bias, scale, softcap)
+            grad_weight, grad_bias = _head_gradients(hidden, target, grad_logps, head, chunk)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
+def _head_gradients(
+    hidden: Tensor, target: Tensor, grad_logps: Tensor, head: Head, chunk: int
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of weight [V, H] and bias [V] from those of the log-probabilities [E]; the logits are made again."""
+    grad_weight = torch.zeros_like(widen(head.weight))
+    grad_bias = None if head.bias is None else torch.zeros_like(widen(head.bias))
+    pieces = (torch.split(x, chunk) for x in (hidden, target, grad_logps))
+    with torch.autocast(hidden.device.type, enabled=False):
+        for h, y, g in zip(*pieces, strict=True):
+            logits, slope = _logits(h, head)
+            gradient = _logit_gradient(logits.softmax(-1), y, slope, head.scale) * g[:, None]
+            grad_weight.addmm_(gradient.t(), widen(h))
+            if grad_bias is not None:
+                grad_bias += gradient.sum(0)
+    return grad_weight.to(head.weight.dtype), None if grad_bias is None else grad_bias.to(head.weight.dtype)
+
+
 def token_logps(hidden: Tensor, target: Tensor, head: Head, chunk: int = 512) -> tuple[Tensor, Tensor]:
-    """log p(target | hidden) and the entropy of p(. | hidden), both [E] in nats and float32.
+    """log p(target | hidden) and the entropy of p(. | hidden), both [E] in nats and float32 (float64 of float64).
+
+    Only the log-probability carries a gradient.
 
     Args:
         hidden: [E, H] final hidden states of the predicting tokens.

@@ -1,5 +1,8 @@
 """The only entrance to the log-prob engine, for policy and reference alike."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,11 +14,12 @@ from spl.logprobs.sequence import sequence_logps
 from spl.types import PreferenceBatch, ResponseLogps
 
 SCORERS = ("forest", "plain")
+FOREST_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def base_of(model: nn.Module) -> nn.Module:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
-    unwrap = getattr(model, "get_base_model", None)
+def base_of(model: nn.Module) -> Any:
+    """The transformers model inside a PEFT wrapper, its adapters in place, or the model itself."""
+    unwrap: Any = getattr(model, "get_base_model", None)
     return unwrap() if unwrap else model
 
 
@@ -28,10 +32,15 @@ def score(model: nn.Module, batch: PreferenceBatch, scorer: str = "forest", chun
         batch: a forest of token tries.
         scorer: "forest" runs each distinct token once; "plain" is the padded definition.
         chunk: head positions projected at a time by "forest".
+
+    Raises:
+        RuntimeError: the model is not prepared for "forest": another attention would ignore the forest in silence.
     """
     if scorer == "plain":
         return sequence_logps(model, batch)
-    base: Any = base_of(model)
+    base = base_of(model)
+    if base.config.get_text_config()._attn_implementation != FOREST:
+        raise RuntimeError('call prepare(model, "forest") before scoring with "forest"')
     hidden = base.get_decoder()(
         input_ids=batch.input_ids[None],
         position_ids=batch.position_ids[None],
@@ -55,16 +64,68 @@ def _sum_by_response(values: Tensor, batch: PreferenceBatch) -> Tensor:
 
 def prepare(model: nn.Module, scorer: str) -> None:
     """Set the attention implementation that a scorer needs, for good: a checkpointed backward looks it up again."""
-    base: Any = base_of(model)
-    base.config.get_text_config()._attn_implementation = FOREST if scorer == "forest" else "sdpa"
+    base = base_of(model)
+    base.config.get_text_config()._attn_implementation = FOREST if scorer == "forest" else plain_attention(model)
+
+
+def plain_attention(model: nn.Module) -> str:
+    """transformers' own attention for a model: its "sdpa" knows no soft-cap and no attention sinks."""
+    return "sdpa" if base_of(model)._supports_sdpa else "eager"
 
 
 @torch.no_grad()
 def gap_to_plain(model: nn.Module, batch: PreferenceBatch) -> float:
-    """Largest difference, in nats, between the forest's per-token log-probabilities and the plain definition's."""
+    """Largest difference, in nats, between the forest's per-token log-probabilities and the plain definition's.
+
+    Measured without dropout; infinite where either is not a number. A model that cannot take a forest gives a large
+    gap, or raises whatever its own code raises.
+
+    Raises:
+        TypeError: a kind of layer whose difference short examples need not show, such as attention within chunks.
+    """
     base = base_of(model)
-    with attention(base, FOREST):
-        fast = score(model, batch, "forest").per_token_logps
-    with attention(base, "sdpa"):
-        plain = score(model, batch, "plain").per_token_logps
-    return (fast - plain).abs().max().item()
+    if unknown := set(getattr(base.config.get_text_config(), "layer_types", None) or ()) - FOREST_LAYERS:
+        raise TypeError(f"the forest knows no layers of type {', '.join(sorted(unknown))}")
+    with _evaluating(model):
+        with attention(base, FOREST):
+            fast = score(model, batch, "forest").per_token_logps
+        with attention(base, plain_attention(model)):
+            plain = score(model, batch, "plain").per_token_logps
+    gap = (fast - plain).abs().max().item()
+    return math.inf if math.isnan(gap) else gap
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a block in evaluation mode; afterwards every module is in the mode it was in."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def first_examples(batch: PreferenceBatch, n: int) -> PreferenceBatch:
+    """The batch of the first n examples: the layout is example by example, so each of its parts is a prefix."""
+    responses = int((batch.response_example < n).sum())
+    members = int((batch.member_response < responses).sum())
+    edges = int(batch.member_edge[:members].max()) + 1
+    tokens = int(batch.edge_source[:edges].max()) + 1  # an example's last token always predicts one
+    compared = int((batch.comparisons[:, 0] < responses).sum())
+    return PreferenceBatch(
+        input_ids=batch.input_ids[:tokens],
+        position_ids=batch.position_ids[:tokens],
+        subtree_end=batch.subtree_end[:tokens],
+        nodes=tuple(node for node in batch.nodes if node.end <= tokens),
+        edge_source=batch.edge_source[:edges],
+        edge_target=batch.edge_target[:edges],
+        member_edge=batch.member_edge[:members],
+        member_response=batch.member_response[:members],
+        response_example=batch.response_example[:responses],
+        comparisons=batch.comparisons[:compared],
+        shares=batch.shares[:compared],
+        alphas=batch.alphas[:n],
+        rows=batch.rows[:n],
+    )

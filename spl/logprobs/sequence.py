@@ -1,4 +1,4 @@
-"""The obvious definition: every response as its own padded sequence through the whole model, log-softmax over all logits.
+"""The obvious definition: each response as a padded sequence through the whole model, log-softmax over all logits.
 
 Slow and plain on purpose. Every other way of scoring must equal it, values and gradients.
 """

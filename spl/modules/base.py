@@ -11,7 +11,6 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from spl.logprobs.attention import attention
 from spl.logprobs.score import base_of, first_examples, gap_to_plain, prepare, score
 from spl.models import Dtype, ExportFormat, load_policy, load_tokenizer, save_policy
 from spl.types import PreferenceBatch, ResponseLogps, UserError
@@ -177,12 +176,11 @@ class PolicyModule(LightningModule):
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Run a block in which `policy.generate` works: plain attention, evaluation mode."""
+        """Run a block in evaluation mode, in which activations are not recomputed and so keys and values are kept."""
         training = self.policy.training
         self.policy.eval()
         try:
-            with attention(base_of(self.policy), "sdpa"):
-                yield
+            yield
         finally:
             self.policy.train(training)
 

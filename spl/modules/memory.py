@@ -16,7 +16,7 @@ def estimate_peak_memory(
     Activations follow the decoder layer of Llama, about 12 hidden and 6 intermediate vectors a token and layer with
     adapters, 8 and 5 without; an estimate, good to about a third on such models.
     """
-    config: Any = base_of(model).config.get_text_config()  # type: ignore[operator, union-attr]
+    config: Any = base_of(model).config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     weights = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -71,8 +71,9 @@ def spl_loss(
         response_example = torch.zeros_like(policy_logps, dtype=torch.long)
     num_examples = int(response_example[-1]) + 1
     comparison_example = response_example[comparisons[:, 0]]
-    per_example = isinstance(alpha, Tensor) and alpha.ndim > 0
-    alpha_r, alpha_c = (alpha[response_example], alpha[comparison_example]) if per_example else (alpha, alpha)
+    alpha_r = alpha_c = alpha
+    if isinstance(alpha, Tensor) and alpha.ndim > 0:
+        alpha_r, alpha_c = alpha[response_example], alpha[comparison_example]
     m = margins(policy_logps, reference_logps, comparisons, alpha_c, beta)
     p = (1 - label_smoothing) * shares + label_smoothing * (1 - shares)
     pairwise = -p * logsigmoid(m) - (1 - p) * logsigmoid(-m)
@@ -144,8 +145,9 @@ class SPLLoss(nn.Module):
         self.mass_weight = mass_weight
 
     def forward(self, policy_logps: Tensor, reference_logps: Tensor, batch: PreferenceBatch) -> LossTerms:
-        """policy_logps and reference_logps [R] -> the terms of the loss; an example's own alpha goes before the run's."""
-        alphas = torch.where(batch.alphas.isnan(), self.alpha, batch.alphas)
+        """policy_logps and reference_logps [R] -> the terms of the loss. An example's own alpha precedes the run's."""
+        # In the dtype of the log-probabilities, so that alpha == beta cancels exactly.
+        alphas = torch.where(batch.alphas.isnan(), self.alpha, batch.alphas.to(policy_logps.dtype))
         return spl_loss(
             policy_logps,
             reference_logps,

@@ -1,7 +1,5 @@
 """Where SPL ends up: the closed-form optimum on a finite set of responses, and the law for two of them."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -28,8 +26,10 @@ def two_outcome_share(share: float, reference_share: float, alpha: float, beta: 
     Log odds = (log odds of the population + beta * log odds of the reference) / alpha: proportional representation at
     alpha = 1 where the reference is even or beta = 0, and near-certainty for a small alpha.
     """
-    odds = math.log(share / (1 - share)) + beta * math.log(reference_share / (1 - reference_share))
-    return 1 / (1 + math.exp(-odds / alpha))
+    odds, reference_odds = torch.tensor([share, reference_share], dtype=torch.float64).logit()
+    if beta != 0:  # 0 * inf, where the reference is certain, would be nan
+        odds = odds + beta * reference_odds
+    return torch.sigmoid(odds / alpha).item()
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """Ancestral sampling of many replies to one prompt, whose keys and values are computed once and shared."""
 
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 
 @torch.no_grad()
@@ -19,14 +21,16 @@ def sample(
 ) -> list[list[int]]:
     """Draw replies to a prompt [L] token by token -> num_samples lists of token ids.
 
-    A reply ends with its EOS, or without one after max_new_tokens. The model must run with an attention implementation
-    that knows a cache (`PolicyModule.generating`).
+    A reply ends with its EOS, or without one after max_new_tokens. The model must be in evaluation mode.
     """
     generator = torch.Generator(prompt_ids.device).manual_seed(seed)
-    output: Any = model(input_ids=prompt_ids[None], use_cache=True)
-    cache = output.past_key_values
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    cache = DynamicCache(config=base.config)
+    # transformers 5.24 renamed the argument.
+    name = "cache" if "cache" in signature(base.forward).parameters else "past_key_values"
+    options: dict[str, Any] = {name: cache, "use_cache": True}
+    logits = model(input_ids=prompt_ids[None], **options).logits[:, -1].expand(num_samples, -1)
     cache.batch_repeat_interleave(num_samples)
-    logits = output.logits[:, -1].expand(num_samples, -1)
     done = torch.zeros(num_samples, dtype=torch.bool, device=prompt_ids.device)
     drawn = []
     for _ in range(max_new_tokens):
@@ -35,8 +39,7 @@ def sample(
         done |= token[:, 0] == eos_token_id
         if done.all():
             break
-        output = model(input_ids=drawn[-1][:, None], past_key_values=cache, use_cache=True)
-        logits = output.logits[:, -1]
+        logits = model(input_ids=drawn[-1][:, None], **options).logits[:, -1]
     return [_until(reply, eos_token_id) for reply in torch.stack(drawn, 1).tolist()]
 
 

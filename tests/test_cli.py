@@ -1,0 +1,196 @@
+"""The door users come through: every command, what it writes, and what it says when something is wrong."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+import torch
+import yaml
+from test_configs import EXPERIMENTS
+from transformers import AutoModelForCausalLM
+
+from spl.cli import COMMANDS, main
+
+TINY = ["--config", str(Path(__file__).parents[1] / "configs/experiment/tiny.yaml")]
+QUIET = ["--trainer.enable_progress_bar", "false"]
+
+
+def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit status and what was said of a command that ends in an error."""
+    with pytest.raises(SystemExit) as raised:
+        main(args)
+    return int(raised.value.code or 0), capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    main(["fit", *TINY, *QUIET, "--output", str(folder)])
+    return folder
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"spl {command}" in text for command in COMMANDS)
+    assert "configs/experiment/tiny.yaml" in text
+
+
+def test_fit_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = capsys.readouterr().out
+    for setting in ("--model.alpha", "--model.beta", "--data.path", "--output", "--resume", "--export.format"):
+        assert setting in text
+    assert "entropy coefficient" in text
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_runs_on_the_tiny_model(path: Path, tmp_path: Path) -> None:
+    tiny = ["--model.model", "tiny", "--data.path", "survey", "--data.val_size", "2", "--data.batch_size", "2"]
+    main(["fit", "--config", str(path), *tiny, *QUIET, "--output", str(tmp_path), "--trainer.fast_dev_run", "2"])
+    assert (tmp_path / "summary.json").is_file()
+
+
+def test_a_run_folder_holds_everything(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoints", "config.yaml", "export", "log.txt", "metrics.csv", "summary.json", "tensorboard"
+    }  # fmt: skip
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    assert len(losses) == 20
+    assert losses[-1] < losses[0]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 20
+    assert summary["start"]["val/loss"] == pytest.approx(losses[0], abs=1e-5)
+    assert summary["end"]["val/loss"] < summary["start"]["val/loss"]
+    assert summary["end"]["val/rewards/num"] == 21
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["alpha"] == 1.0
+
+
+def test_the_export_is_the_trained_model(run: Path) -> None:
+    exported = AutoModelForCausalLM.from_pretrained(run / "export")
+    start = AutoModelForCausalLM.from_config(exported.config)
+    assert {name for name, _ in exported.named_parameters()} == {name for name, _ in start.named_parameters()}
+    assert "within" in (run / "log.txt").read_text()
+
+
+def test_the_config_of_a_run_runs_again_alike(run: Path, tmp_path: Path) -> None:
+    main(["fit", "--config", str(run / "config.yaml"), "--output", str(tmp_path / "again")])
+    one, two = (json.loads((folder / "summary.json").read_text()) for folder in (run, tmp_path / "again"))
+    assert one["end"] == two["end"]
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_checkpoint_is_evaluated(run: Path, tmp_path: Path, command: str) -> None:
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    main([command, *TINY, *QUIET, "--ckpt_path", str(checkpoint), "--output", str(tmp_path)])
+    with (tmp_path / "metrics.csv").open() as file:
+        row = next(csv.DictReader(file))
+    stage = "val" if command == "validate" else "test"
+    end = json.loads((run / "summary.json").read_text())["end"]
+    assert float(row[f"{stage}/loss"]) == pytest.approx(end["val/loss"], abs=1e-5)
+
+
+def test_predictions_are_what_transformers_says(run: Path, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    main(["predict", *TINY, *QUIET, "--ckpt_path", str(checkpoint), "--output", str(tmp_path)])
+    table = parquet.read_table(tmp_path / "predictions.parquet").to_pylist()
+    assert len(table) == 23
+    row = next(r for r in table if r["row"] == "survey, row 1" and r["response"] == 1)
+    prompt = "<|bos|><|user|>Coffee or tea in the morning? Answer with one word.<|end|><|assistant|>"
+    start, ids = len(tiny_tokenizer(prompt)["input_ids"]), tiny_tokenizer(prompt + "Tea<|end|>")["input_ids"]
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(run / "export")(torch.tensor([ids])).logits[0]
+    logps = logits.double().log_softmax(-1)
+    expected = sum(logps[k - 1, ids[k]].item() for k in range(start, len(ids)))
+    assert row["policy_logp"] == pytest.approx(expected, abs=1e-3)
+    assert row["num_tokens"] == len(ids) - start == 4
+    assert row["reward"] == pytest.approx(1.0 * row["policy_logp"] - 0.1 * row["reference_logp"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["fti"], "unknown command 'fti': expected one of fit"),
+        (["fit", *TINY, "--model.alfa", "1"], "--model.alfa"),
+        (["fit", *TINY, "--model.alph", "1"], "--model.alph"),
+        (["fit", *TINY, "--model.alpha", "0"], "alpha is the entropy coefficient and must be above 0, but got 0"),
+        (["fit", *TINY, "--model.beta", "-1"], "beta is the cross-entropy coefficient and must be 0 or more"),
+        (["fit", *TINY, "--model.global_temperature", "2"], "two names of one setting"),
+        (["fit", *TINY, "--model.lr", "fast"], "model.lr"),
+        (["fit", *TINY, "--data.path", "nowhere.jsonl"], "no file or folder 'nowhere.jsonl'"),
+        (["fit", *TINY, "--model.model", "nobody/nothing"], "cannot load 'nobody/nothing'"),
+        (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["fit", *TINY, "--resume"], "--resume needs --output DIR"),
+        (["predict", *TINY, "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
+        (["validate", *TINY, "--data.val_path", "null"], "there is no held-out data"),
+    ],
+    ids=lambda value: " ".join(v for v in value if "tiny.yaml" not in v) if isinstance(value, list) else "",
+)
+def test_a_mistake_ends_in_one_sentence(
+    args: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, said = fails(args, capsys)
+    assert status == 2
+    assert sentence in said
+    assert "Traceback" not in said
+    assert "usage:" not in said
+
+
+def test_a_run_is_not_written_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "metrics.csv").read_text()
+    status, said = fails(["fit", *TINY, "--output", str(run)], capsys)
+    assert status == 2
+    assert "holds a run already: go on with it by --resume" in said
+    assert (run / "metrics.csv").read_text() == before
+
+
+def test_a_bad_row_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "chosen": "", "rejected": "b"}\n')
+    status, said = fails(["fit", *TINY, "--data.path", str(path), "--output", str(tmp_path / "run")], capsys)
+    assert status == 2
+    assert f"{path}, row 2" in said
+    assert "data.bad_rows" in said
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path: Path, signum: signal.Signals) -> None:
+    folder = tmp_path / "run"
+    steps = 400
+    command = ["fit", *TINY, *QUIET, "--output", str(folder), "--trainer.max_steps", str(steps)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spl.cli", *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        text=True, env=environment,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (folder / "metrics.csv").is_file():
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signum)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum
+    assert f"--output {folder} --resume" in said
+    assert "Traceback" not in said
+    done = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert 0 < done < steps
+    main([*command, "--resume"])
+    with (folder / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    assert [int(row["step"]) for row in rows] == list(range(steps))
+    assert not any(math.isnan(float(row["train/loss"])) for row in rows)

@@ -1,0 +1,53 @@
+"""Data flows one way: who may import whom, held against the code."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "spl"
+TYPES = {"types"}
+MAY_IMPORT = {
+    "types": set(),
+    "results": set(),
+    "objective": TYPES,
+    "logprobs": TYPES,
+    "metrics": TYPES,
+    "sampling": TYPES,
+    "models": TYPES,
+    "data": TYPES,
+    "modules": TYPES | {"models", "logprobs", "objective"},
+    "callbacks": TYPES | {"metrics", "sampling"},
+    "evaluation": TYPES | {"models", "data", "logprobs", "sampling", "metrics", "results"},
+    "reporting": {"results"},
+}
+ANYTHING = {"cli", "commands", "quickstart", "__init__"}
+
+
+def package(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Packages of spl that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "spl" else [f"spl.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {parts[1] for name in names if (parts := name.split("."))[0] == "spl" and len(parts) > 1}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_imports_what_its_package_may(path: Path) -> None:
+    here = package(path)
+    if here not in ANYTHING:
+        assert imported(path) <= MAY_IMPORT[here] | {here}
+
+
+def test_no_drawers() -> None:
+    assert not {"utils", "util", "helpers", "misc", "common"} & {path.stem for path in ROOT.rglob("*.py")}
