@@ -48,7 +48,7 @@ class SPLCommand(LightningCLI):
         strict = {"allow_abbrev": False}
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)  # tips and hardware it did not find
-        transformers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         super().__init__(
             PreferenceModule,
             PreferenceDataModule,
@@ -137,15 +137,14 @@ class SPLCommand(LightningCLI):
         return super()._instantiate_trainer(config, [*ours, PredictionWriter(), *callbacks])
 
     def before_fit(self) -> None:
-        if rank_zero_only.rank == 0:
+        if self.trainer.is_global_zero:
             self.output.mkdir(parents=True, exist_ok=True)
             settings = self.settings.clone()
             for own in ("config", "output", "resume", "ckpt_path"):
                 settings.pop(own, None)
+            path = self.output / "config.yaml"
             text = self._parser("fit").dump(settings, skip_none=False)
-            (self.output / "config.yaml").write_text(
-                f"# spl fit --config {self.output}/config.yaml --output NEW\n{text}"
-            )
+            path.write_text(f"# spl fit --config {path} --output NEW\n{text}")
 
 
 def _default_output(configs: Any) -> str:
@@ -157,7 +156,7 @@ def _default_output(configs: Any) -> str:
 def _log_to(path: Path) -> None:
     """Messages of spl to the terminal and to the run's log.txt."""
     log.setLevel(logging.INFO)
-    if rank_zero_only.rank == 0:
+    if getattr(rank_zero_only, "rank", 0) == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

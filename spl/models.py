@@ -82,7 +82,8 @@ def load_model(
 ) -> Any:
     """A transformers causal language model, without adapters; an adapter's folder is merged into its base."""
     if name == TINY:
-        return _tiny_model().to(dtype)
+        tiny: Any = _tiny_model()
+        return tiny.to(dtype)
     if (Path(name) / "adapter_config.json").is_file():
         base = json.loads((Path(name) / "adapter_config.json").read_text())["base_model_name_or_path"]
         return PeftModel.from_pretrained(load_model(base, dtype), name).merge_and_unload()
@@ -116,11 +117,11 @@ def save_policy(
     whole.save_pretrained(folder, **({"save_embedding_layers": False} if adapter else {}))
     tokenizer.save_pretrained(folder)
     base: Any = copy.deepcopy(model).unload() if adapter else None  # type: ignore[operator]
-    again = PeftModel.from_pretrained(base, folder) if adapter else AutoModelForCausalLM.from_pretrained(folder)
+    again: Any = PeftModel.from_pretrained(base, folder) if adapter else AutoModelForCausalLM.from_pretrained(folder)
     again = again.to(device=input_ids.device, dtype=next(model.parameters()).dtype).eval()
     with torch.no_grad():
         trained = model(input_ids=input_ids).logits
-        gap = (trained - again(input_ids=input_ids).logits).abs().max().item()
+        gap = float((trained - again(input_ids=input_ids).logits).abs().max())
     # Merging rounds each weight once: a few units in the last place of the largest logit.
     allowed = 256 * torch.finfo(trained.dtype).eps * max(1.0, trained.abs().max().item())
     if not gap <= allowed:
@@ -191,7 +192,7 @@ def _tiny_tokenizer() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _TINY_SPECIAL])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         bos_token="<|bos|>",
         eos_token="<|end|>",

@@ -10,9 +10,9 @@ closed form, and the table shows it beside what they did reach.
 import argparse
 import json
 import os
-import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ import torch
 from lightning import Trainer, seed_everything
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 from spl.callbacks.progress import ProgressBar
 from spl.data.base import PreferenceDataModule
@@ -158,7 +157,7 @@ def _ask(module: PolicyModule, examples: list[EncodedExample], num_samples: int)
     logps = module.score(batch).logps.cpu()
     counts = [len(e.sequences) for e in examples]
     free = [_free(module, e, q.shares, num_samples) for e, q in zip(examples, SURVEY, strict=True)]
-    return Answers(list(logps.split(counts)), free)
+    return Answers(list(torch.split(logps, counts)), free)
 
 
 def _free(module: PolicyModule, example: EncodedExample, answers: dict[str, float], num: int) -> dict[str, float]:
@@ -211,63 +210,60 @@ def gap(record: Record, name: str) -> float:
     return float(total_variation(torch.tensor(record[name]), torch.tensor(record[f"closed_form_{name}"])))
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+_LINE = "{:14}" + "{:>7}" * 9
+
+
+def _table(records: list[Record]) -> Iterator[str]:
+    """All shares in percent: of the population, the three models beside their closed forms, and among free samples."""
+    yield "[bold]Shares of the answers, in %"
+    yield _LINE.format("", "", "refer-", "", "", "", "", "", "", "")
+    yield _LINE.format("", "people", "ence", "free", "DPO", "exact", "free", "SPL", "exact", "free")
+    for record in records:
+        yield f"[bold]{_short(record)}"
+        for k, answer in enumerate(record["answers"]):
+            free = [record[f"free_{name}"][answer] for name in ("reference", "dpo", "spl")]
+            people, reference, dpo, spl = (record[name][k] for name in ("population", "reference", "dpo", "spl"))
+            exact_dpo, exact_spl = record["closed_form_dpo"][k], record["closed_form_spl"][k]
+            cells = (people, reference, free[0], dpo, exact_dpo, free[1], spl, exact_spl, free[2])
+            yield _LINE.format(f"  {answer}", *(f"{100 * share:.1f}" for share in cells))
+        base, reference, dpo, spl = (f"{100 * record[f'mass_{n}']:.1f}" for n in ("base", "reference", "dpo", "spl"))
+        said = [f"{100 * (1 - record[f'free_{name}']['unmatched']):.1f}" for name in ("reference", "dpo", "spl")]
+        yield "[dim]" + _LINE.format("  in all", f"({base})", reference, said[0], dpo, "", said[1], spl, "", said[2])
+
+
+def _short(record: Record) -> str:
+    return str(record["question"]).removesuffix(" Answer with one word.")
 
 
 def _explain(records: list[Record], ladder: Ladder, console: Console) -> None:
     """The table, and what its numbers mean."""
-    shares = Table(title="Shares of the listed answers, in %", title_justify="left")
-    for column in ("question", "answer", "population", "reference", "DPO", "closed form", "SPL", "closed form"):
-        shares.add_column(column, justify="left" if column in ("question", "answer") else "right")
-    for record in records:
-        for k, answer in enumerate(record["answers"]):
-            names = ("population", "reference", "dpo", "closed_form_dpo", "spl", "closed_form_spl")
-            question = record["question"].removesuffix(" Answer with one word.") if k == 0 else ""
-            last = k == len(record["answers"]) - 1
-            shares.add_row(question, answer, *(_percent(record[n][k]) for n in names), end_section=last)
-    console.print(shares)
-
-    mass = Table(
-        title=f"Total probability of the listed answers, and {ladder.samples} free samples a question, in %",
-        title_justify="left",
-    )
-    mass.add_column("question")
-    for column in ("base", "reference", "DPO", "SPL", "reference says", "DPO says", "SPL says"):
-        mass.add_column(column, justify="right" if "says" not in column else "left")
-    for record in records:
-        cells = [_percent(record[f"mass_{n}"]) for n in ("base", "reference", "dpo", "spl")]
-        said = [_said(record[f"free_{n}"]) for n in ("reference", "dpo", "spl")]
-        mass.add_row(record["question"].removesuffix(" Answer with one word."), *cells, *said, end_section=True)
-    console.print(mass)
-
+    for line in _table(records):
+        console.print(line, highlight=False)
+    console.print()
     worst = {n: max(gap(r, n) for r in records) for n in ("dpo", "spl")}
     least = {n: min(r[f"mass_{n}"] for r in records) for n in ("dpo", "spl")}
     first = records[0]
     top = max(range(len(first["answers"])), key=lambda k: first["population"][k])
     answer, asked = first["answers"][top], first["population"][top]
-    console.print(
-        f"Where {asked:.0%} of people say {answer}, DPO's model says it {first['dpo'][top]:.1%} of the time and SPL's "
-        f"{first['spl'][top]:.1%}.\n"
-        "Population: the made-up shares the comparisons were drawn from. Reference: the model both runs start from. "
-        "Closed form: what the loss's exact minimum gives, computed from the reference and the population alone.\n"
-        f"Largest total variation to the closed form: DPO {worst['dpo']:.4f}, SPL {worst['spl']:.4f}. "
-        f"Least total probability of the listed answers: DPO {least['dpo']:.3f}, SPL {least['spl']:.3f}.\n"
-        "Shares are normalised over the listed answers; the second table shows how much of the model's probability "
-        "those answers hold at all, and what it says when nothing is listed (at temperature 1; 'other' is any reply "
-        "that is not exactly one of the words).\n"
-        f"The mass term is on (mass_weight {ladder.mass_weight:g}) in both runs. It keeps probability on the listed "
-        "answers and moves no ratio between them; it is ours, not the paper's."
+    mass = (
+        f"The mass term is on in both runs (mass_weight {ladder.mass_weight:g}): it keeps probability on the listed "
+        "answers and moves no ratio between them. It is ours, not the paper's."
         if ladder.mass_weight
-        else "The mass term is off.",
-        soft_wrap=True,
+        else "The mass term is off: nothing keeps probability on the listed answers."
+    )
+    console.print(
+        f"[bold]Where {asked:.0%} of people say {answer}, DPO's model says it {first['dpo'][top]:.1%} of the time and "
+        f"SPL's {first['spl'][top]:.1%}.[/]\n\n"
+        "[bold]people[/]: the made-up population whose comparisons both were trained on. [bold]reference[/]: the model "
+        "both started from, taught to answer with a listed word. [bold]exact[/]: the loss's minimum in closed form, "
+        "from the reference and the people alone. These shares are normalised over the listed answers.\n"
+        "[bold]in all[/]: the probability that a model gives the listed answers together; in brackets, the model as it "
+        f"came. [bold]free[/]: shares among {ladder.samples} replies sampled at temperature 1. A reply counts for an "
+        "answer only if it is that word and nothing more; what is missing to 100 is other replies.\n"
+        f"Largest total variation to the closed form: DPO {worst['dpo']:.4f}, SPL {worst['spl']:.4f}. "
+        f"Least probability of the listed answers in all: DPO {least['dpo']:.3f}, SPL {least['spl']:.3f}.\n{mass}",
         highlight=False,
     )
-
-
-def _said(free: dict[str, float]) -> str:
-    said = [f"{'other' if a == 'unmatched' else a} {100 * s:.0f}" for a, s in free.items() if s]
-    return ", ".join(said)
 
 
 def _draw(records: list[Record], path: Path) -> None:
@@ -291,7 +287,7 @@ def _draw(records: list[Record], path: Path) -> None:
                     record[optimum], [p - 0.12 for p in places], [p + 0.12 for p in places], "black", label=label
                 )
         axis.set_xticks(range(len(record["answers"])), record["answers"])
-        axis.set_title(record["question"].removesuffix(" Answer with one word."), fontsize=11)
+        axis.set_title(_short(record), fontsize=11)
         axis.set_ylim(0, 1.05)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes)[len(records) :]:
@@ -310,4 +306,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: the two models a machine without a network has, and a data cache of the tests' own."""
+"""Fixtures that many tests share: the two models a machine without a network has, and a data cache of their own."""
 
 import os
 import tempfile

@@ -19,6 +19,7 @@ from test_configs import EXPERIMENTS
 from transformers import AutoModelForCausalLM
 
 from spl.cli import COMMANDS, main
+from spl.data.survey import SURVEY
 
 TINY = ["--config", str(Path(__file__).parents[1] / "configs/experiment/tiny.yaml")]
 QUIET = ["--trainer.enable_progress_bar", "false"]
@@ -108,7 +109,7 @@ def test_predictions_are_what_transformers_says(run: Path, tmp_path: Path, tiny_
     checkpoint = run / "checkpoints" / "last.ckpt"
     main(["predict", *TINY, *QUIET, "--ckpt_path", str(checkpoint), "--output", str(tmp_path)])
     table = parquet.read_table(tmp_path / "predictions.parquet").to_pylist()
-    assert len(table) == 23
+    assert len(table) == sum(len(question.shares) for question in SURVEY)
     row = next(r for r in table if r["row"] == "survey, row 1" and r["response"] == 1)
     prompt = "<|bos|><|user|>Coffee or tea in the morning? Answer with one word.<|end|><|assistant|>"
     start, ids = len(tiny_tokenizer(prompt)["input_ids"]), tiny_tokenizer(prompt + "Tea<|end|>")["input_ids"]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
@@ -34,11 +34,12 @@ class MetricsLogger(CSVLogger):
         return self.save_dir
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
-        if self._experiment is None and rank_zero_only.rank == 0:
+        if self._experiment is None:
             Path(self.save_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _Writer(self.save_dir, self.resume)
-        return self._experiment if rank_zero_only.rank == 0 else super().experiment
+        return self._experiment
 
     def log_hyperparams(self, params: Any = None) -> None:
         """config.yaml holds them."""

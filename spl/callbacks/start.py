@@ -57,8 +57,8 @@ def _schedule(trainer: Trainer, module: Any) -> dict[str, str]:
     hp = module.hparams
     device = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     return {
-        "training": f"{trainer.estimated_stepping_batches:,} steps on {device}, {trainer.accumulate_grad_batches} batches "
-        f"accumulated, precision {trainer.precision}",
+        "training": f"{trainer.estimated_stepping_batches:,} steps on {device}, "
+        f"{trainer.accumulate_grad_batches} batches accumulated, precision {trainer.precision}",
         "learning rate": f"{hp['lr']:g}, {hp['schedule']}, warm-up {hp['warmup']:g}",
     }
 

@@ -21,8 +21,8 @@ class PreferenceDataModule(LightningDataModule):
     """Preference examples from the embedded survey, local files or the Hub.
 
     Args:
-        path: "survey"; a local .jsonl, .json, .csv (each perhaps .gz) or .parquet file, or a folder of such; or the id of
-            a data set on the Hub. `spl.data.formats` lists the shapes of rows that are understood.
+        path: "survey"; a local .jsonl, .json, .csv (each perhaps .gz) or .parquet file, or a folder of such; or the id
+            of a data set on the Hub. `spl.data.formats` lists the shapes of rows that are understood.
         name: configuration of a data set on the Hub.
         split: its split to train on.
         val_path: held-out data; None sets a part of the training data apart.
@@ -30,8 +30,8 @@ class PreferenceDataModule(LightningDataModule):
         val_size: examples set apart, or a share below 1; whole prompts, so none stands on both sides.
         batch_size: examples a micro-batch and device; an optimiser step sees it times devices and accumulation.
         max_length: most tokens of a prompt and response together.
-        truncation: of longer rows: "cut" drops the oldest tokens of the prompt, alike for all responses, and then ends of
-            responses; "drop" leaves the row out; "raise" stops.
+        truncation: of longer rows: "cut" drops the oldest tokens of the prompt, alike for all responses, and then ends
+            of responses; "drop" leaves the row out; "raise" stops.
         template: "model" for its chat template, "plain" for "User: ...", "auto" for the first if there is one.
         turn_end: "template" scores all that ends a turn, "eos" stops at the end-of-sequence token.
         columns: our column names to the data's, as {chosen: better, rejected: worse}.
@@ -130,7 +130,7 @@ class PreferenceDataModule(LightningDataModule):
         if self.trainer is None:
             return 0, 0
         loop = self.trainer.fit_loop
-        epoch, progress = loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress
+        epoch, progress = self.trainer.current_epoch, loop.epoch_loop.batch_progress
         if loop.restarting and progress.is_last_batch:
             return epoch + 1, 0  # saved at the end of an epoch, which Lightning closes after this is asked
         return epoch, progress.current.ready

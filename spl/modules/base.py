@@ -137,8 +137,8 @@ class PolicyModule(LightningModule):
         if not losses.isfinite().all():
             bad = [rows[k] for k in (~losses.isfinite()).nonzero()[:, 0].tolist()]
             raise NonFiniteLossError(
-                f"the loss is not finite at step {self.global_step} on {'; '.join(bad)}. The weights are still those of "
-                "the last step. Lower model.lr, or set trainer.gradient_clip_val, or look at these rows."
+                f"the loss is not finite at step {self.global_step} on {'; '.join(bad)}. The last checkpoint is kept. "
+                "Lower model.lr, or set trainer.gradient_clip_val, or look at these rows."
             )
 
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:

@@ -78,7 +78,7 @@ def test_a_bad_row_stops_the_run_or_is_counted(tmp_path: Path, tiny_tokenizer: A
 def test_no_usable_row(tmp_path: Path, tiny_tokenizer: Any) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"question": "p", "answer": "a"}) + "\n")
-    with pytest.raises(UserError, match="no usable example.*columns with a value are 'question', 'answer'"):
+    with pytest.raises(UserError, match=r"no usable example.*columns with a value are 'question', 'answer'"):
         data(path, tiny_tokenizer, bad_rows="skip").setup("fit")
 
 

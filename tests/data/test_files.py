@@ -101,7 +101,7 @@ def test_a_truncated_gzip_is_named(tmp_path: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file or folder 'nowhere.jsonl'"):
+    with pytest.raises(UserError, match=r"no file or folder 'nowhere\.jsonl'"):
         local_files("nowhere.jsonl")
     with pytest.raises(UserError, match="holds no data file"):
         local_files(str(tmp_path))
