@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from spl.types import PreferenceBatch
 
@@ -94,7 +95,7 @@ def _show(rows: dict[str, str], example: str) -> None:
         table.add_row(name, value)
     console = Console()
     console.print(Panel(table, title="Soft Preference Learning", title_align="left"))
-    console.print(Panel(example, title="One example; «the scored span»", title_align="left"), markup=False)
+    console.print(Panel(Text(example), title="One example; «the scored span»", title_align="left"))
 
 
 class StartEndValidation(Callback):

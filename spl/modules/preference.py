@@ -1,19 +1,20 @@
 """Preference training: the policy, the frozen reference, the SPL loss."""
 
-import logging
 import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric, SumMetric
 
 from spl.models import frozen_copy
 from spl.modules.base import PolicyModule
+from spl.modules.figures import MEANS, preference_figures
 from spl.modules.memory import estimate_peak_memory
 from spl.objective.loss import LossTerms, SPLLoss
 from spl.types import PreferenceBatch, StepOutput
 
-log = logging.getLogger(__name__)
+_SHOWN = ("loss", "rewards/margins", "rewards/accuracies")  # in the progress bar
 
 
 class StartCheck(NamedTuple):
@@ -53,6 +54,8 @@ class PreferenceModule(PolicyModule):
     ) -> None:
         super().__init__(model, **kwargs)
         self.loss = SPLLoss(alpha, beta, global_temperature, label_smoothing, mass_weight)
+        self.means: Any = nn.ModuleDict({name: MeanMetric() for name in MEANS})
+        self.num = SumMetric()  # comparisons that accuracies are a mean of
 
     def configure_model(self) -> None:
         built = hasattr(self, "policy")
@@ -116,35 +119,28 @@ class PreferenceModule(PolicyModule):
         return output, terms
 
     def _log(self, output: StepOutput, batch: PreferenceBatch, stage: str) -> None:
-        """Means over examples, comparisons and responses; each is weighted by the count it is a mean of."""
-        first, second = batch.comparisons.unbind(1)
-        chosen_first = batch.shares >= 0.5
-        sign = torch.where(chosen_first, 1.0, -1.0)
-        chosen, rejected = torch.where(chosen_first, first, second), torch.where(chosen_first, second, first)
-        decided = batch.shares != 0.5  # a tie has no right answer
-        num_decided = int(decided.sum())
-        right = ((output["margins"] * sign > 0) & decided).sum() / max(num_decided, 1)
-        logps, tokens = output["policy_logps"], output["num_response_tokens"]
-        everywhere: dict[str, Any] = {
-            "on_step": stage == "train",
-            "on_epoch": stage != "train",
-            "sync_dist": stage != "train",
-        }
-        count = len(batch.shares)
-        self.log(f"{stage}/loss", output["objective"], batch_size=batch.num_examples, prog_bar=True, **everywhere)
-        for name, value, weight in (
-            ("rewards/margins", (output["margins"] * sign).mean(), count),
-            ("rewards/accuracies", right, num_decided),
-            ("rewards/chosen", output["rewards"][chosen].mean(), count),
-            ("rewards/rejected", output["rewards"][rejected].mean(), count),
-            ("logps/chosen", logps[chosen].mean(), count),
-            ("logps/rejected", logps[rejected].mean(), count),
-            ("logps/chosen_per_token", (logps[chosen] / tokens[chosen]).mean(), count),
-            ("entropy", output["entropies"].sum() / tokens.sum(), int(tokens.sum())),
-        ):
-            shown = name in ("rewards/margins", "rewards/accuracies")
-            self.log(f"{stage}/{name}", value, batch_size=weight, prog_bar=shown, **everywhere)
-        self.log(f"{stage}/rewards/num", float(num_decided), reduce_fx="sum", **everywhere)
+        figures = preference_figures(output, batch)
+        if stage == "train":
+            for name, (value, _) in figures.items():
+                self.log(f"train/{name}", value, batch_size=batch.num_examples, prog_bar=name in _SHOWN)
+            return
+        for name, (value, count) in figures.items():
+            self.means[name].update(value, count)
+        self.num.update(figures["rewards/accuracies"][1])
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_means("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_means("test")
+
+    def _log_means(self, stage: str) -> None:
+        """Over all batches and processes. (Lightning's own mean of logged values is off where these differ in size.)"""
+        for name, mean in self.means.items():
+            self.log(f"{stage}/{name}", mean.compute(), prog_bar=name in _SHOWN)
+            mean.reset()
+        self.log(f"{stage}/rewards/num", self.num.compute())
+        self.num.reset()
 
     def loss_of(self, batch: PreferenceBatch) -> Tensor:
         """The loss of a batch, with its graph; logs nothing."""

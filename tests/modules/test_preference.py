@@ -16,9 +16,10 @@ from spl.data.collate import EncodedExample, collate
 from spl.data.survey import SURVEY
 from spl.models import load_model
 from spl.modules.base import NonFiniteLossError
+from spl.modules.figures import preference_figures
 from spl.modules.preference import PreferenceModule
 from spl.modules.sft import SFTModule
-from spl.types import Comparison, PreferenceBatch, UserError
+from spl.types import Comparison, PreferenceBatch, StepOutput, UserError
 
 
 class Losses(Callback):
@@ -246,3 +247,48 @@ def test_weight_decay_spares_vectors() -> None:
     assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
     assert all(p.ndim >= 2 for p in groups[0]["params"])
     assert all(p.ndim < 2 for p in groups[1]["params"])
+
+
+def test_figures_by_hand() -> None:
+    comparisons = (Comparison(0, 1, 0.9), Comparison(1, 2, 0.2), Comparison(0, 2, 0.5))
+    sequences = ((256, 65, 257), (256, 66, 67, 257), (256, 68, 257))
+    batch = collate([EncodedExample(sequences, (1, 1, 1), comparisons, None, "row")])
+    output = StepOutput(
+        loss=torch.tensor(0.5),
+        objective=torch.tensor(0.5),
+        policy_logps=torch.tensor([-2.0, -6.0, -4.0]),
+        reference_logps=torch.zeros(3),
+        entropies=torch.tensor([1.0, 2.0, 4.0]),
+        num_response_tokens=torch.tensor([2, 3, 2]),
+        rewards=torch.tensor([3.0, 1.0, -1.0]),
+        margins=torch.tensor([2.0, 2.0, 4.0]),
+        shares=batch.shares,
+        num_tokens=batch.num_tokens,
+    )
+    # Preferred: 0 of (0, 1), 2 of (1, 2), 0 of the tie, which has no right answer.
+    expected = {
+        "loss": (0.5, 1),
+        "rewards/margins": ((2 - 2 + 4) / 3, 3),
+        "rewards/accuracies": (1 / 2, 2),
+        "rewards/chosen": ((3 - 1 + 3) / 3, 3),
+        "rewards/rejected": ((1 + 1 - 1) / 3, 3),
+        "logps/chosen": ((-2 - 4 - 2) / 3, 3),
+        "logps/rejected": ((-6 - 6 - 4) / 3, 3),
+        "logps/chosen_per_token": ((-1 - 2 - 1) / 3, 3),
+        "entropy": (7 / 7, 7),
+    }
+    found = preference_figures(output, batch)
+    assert found.keys() == expected.keys()
+    for name, (value, count) in expected.items():
+        assert (found[name][0].item(), found[name][1]) == (pytest.approx(value), count), name
+
+
+def test_validation_figures_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    found = []
+    for batch_size in (8, 3):
+        module = PreferenceModule("tiny", lora_rank=4, alpha=1.0)
+        data = PreferenceDataModule("survey", val_path="survey", batch_size=batch_size)
+        options = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+        found.append(Trainer(accelerator="cpu", **options).validate(module, data, verbose=False)[0])
+    assert found[0]["val/rewards/num"] == 21
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
