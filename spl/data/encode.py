@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from datasets.arrow_writer import ArrowWriter
 
-import spl.data.formats
-import spl.data.tokenization
+from spl.data import comparisons, formats, tokenization, values
 from spl.data.collate import EncodedExample
 from spl.data.files import Row
 from spl.data.formats import parse_row
@@ -110,7 +109,7 @@ class RowEncoder:
 
     def key(self, source: Source) -> str:
         """Of the kept copy of a source encoded so."""
-        code = [Path(m.__file__ or "").read_bytes() for m in (spl.data.formats, spl.data.tokenization)]
+        code = [Path(m.__file__ or "").read_bytes() for m in (formats, comparisons, values, tokenization)]
         tokenizer = self.encoder.tokenizer
         settings = {
             "columns": dict(self.columns),

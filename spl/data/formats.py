@@ -14,11 +14,11 @@ hold the conversation's beginning or end. Any row may carry `alpha` and `system`
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
-from reprlib import Repr
+from collections.abc import Mapping
 from typing import Any
 
+from spl.data.comparisons import compared, vote_share
+from spl.data.values import column_names, number_of, plain_value, share_of, shortened, text_of
 from spl.types import Comparison, Message, PreferenceExample, UserError
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -57,132 +57,46 @@ def parse_row(row: Mapping[str, Any], where: str = "", columns: Mapping[str, str
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """The row under our column names, in Python's own values, without empty columns."""
     if not isinstance(row, Mapping):
-        raise UserError(f"a row must be an object with the columns {_SHAPES}, but is {_short(row)}.")
+        raise UserError(f"a row must be an object with the columns {_SHAPES}, but is {shortened(row)}.")
     for ours, theirs in columns.items():
         if ours not in _COLUMNS:
             raise UserError(f"columns.{ours} is not a column that is read; expected one of {', '.join(_COLUMNS)}.")
         if theirs not in row:
-            raise UserError(f"no column {theirs!r} (set as columns.{ours}); the columns found are {_names(row)}.")
+            raise UserError(f"no column {theirs!r} (set as columns.{ours}); the columns found are {column_names(row)}.")
     taken = set(columns.values())
     renamed = {k: v for k, v in row.items() if k not in taken and k not in columns}
     renamed |= {ours: row[theirs] for ours, theirs in columns.items()}
-    plain = {k: _plain(v) if k in _COLUMNS else v for k, v in renamed.items()}
+    plain = {k: plain_value(v) if k in _COLUMNS else v for k, v in renamed.items()}
     return {k: v for k, v in plain.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
-
-
-def _plain(value: Any, levels: int = 5) -> Any:
-    """Python's own value for numpy's, pandas' or torch's, as deep as the columns of a known shape go."""
-    if isinstance(value, str | int) or value is None or not levels:
-        return value
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {k: _plain(v, levels - 1) for k, v in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_plain(v, levels - 1) for v in value]
-    # pandas' NA refuses to be compared, and pandas need not be installed.
-    return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def _parse(row: dict[str, Any], where: str) -> PreferenceExample:
     if "chosen" in row and "rejected" in row:
         replies = {name: row[name] for name in ("chosen", "rejected")}
-        comparisons = [Comparison(0, 1, _share(row.get("share", 1.0), "share"))]
+        comparisons = [Comparison(0, 1, share_of(row.get("share", 1.0), "share"))]
     elif "response_a" in row and "response_b" in row:
         replies = {name: row[name] for name in ("response_a", "response_b")}
-        comparisons = [Comparison(0, 1, _vote_share(row))]
+        comparisons = [Comparison(0, 1, vote_share(row))]
     elif "responses" in row:
         if not isinstance(row["responses"], list) or len(row["responses"]) < 2:
-            raise UserError(f"responses must be a list of two or more replies, but is {_short(row['responses'])}.")
+            raise UserError(f"responses must be a list of two or more replies, but is {shortened(row['responses'])}.")
         replies = {f"responses[{k}]": reply for k, reply in enumerate(row["responses"])}
-        comparisons = _compared(row, len(replies))
+        comparisons = compared(row, len(replies))
     else:
-        raise UserError(f"expected the columns {_SHAPES}; the columns with a value are {_names(row)}.")
+        raise UserError(f"expected the columns {_SHAPES}; the columns with a value are {column_names(row)}.")
     prompt, responses = _prompt_and_replies(row, replies)
     prompt = _with_system(row.get("system", ""), prompt)
     _check_replies(dict(zip(replies, responses, strict=True)))
     return PreferenceExample(tuple(prompt), tuple(responses), tuple(comparisons), _alpha(row.get("alpha")), where)
 
 
-def _names(row: Mapping[str, Any]) -> str:
-    return ", ".join(map(_short, row)) or "none"
-
-
-# What the raters said.
-
-
-def _compared(row: dict[str, Any], count: int) -> list[Comparison]:
-    """The comparisons of a row with `responses`, from the one column that holds them."""
-    given = [name for name in _COMPARE if name in row]
-    if len(given) != 1:
-        raise UserError(
-            f"beside responses, expected one of {', '.join(_COMPARE)}, but found {' and '.join(given) or 'none'}."
-        )
-    name, values = given[0], row[given[0]]
-    if not isinstance(values, list):
-        raise UserError(f"{name} must be a list, but is {_short(values)}.")
-    if name != "comparisons" and len(values) != count:
-        raise UserError(f"{name} must have an entry for each of the {count} responses, but has {len(values)}.")
-    return _COMPARE[name](values, count)
-
-
-def _from_shares(values: list[Any], _: int) -> list[Comparison]:
-    shares = [_share(v, f"shares[{k}]") for k, v in enumerate(values)]
-    pairs = [(i, j) for i, j in combinations(range(len(shares)), 2) if shares[i] + shares[j] > 0]
-    if not pairs:
-        raise UserError("shares are all zero, so nothing is preferred to anything.")
-    return [Comparison(i, j, shares[i] / (shares[i] + shares[j])) for i, j in pairs]
-
-
-def _from_scores(values: list[Any], _: int) -> list[Comparison]:
-    scores = [_number(v, f"scores[{k}]") for k, v in enumerate(values)]
-    pairs = combinations(range(len(scores)), 2)
-    return [Comparison(i, j, 0.5 + 0.5 * ((scores[i] > scores[j]) - (scores[i] < scores[j]))) for i, j in pairs]
-
-
-def _from_ranking(values: list[Any], count: int) -> list[Comparison]:
-    ranking = [_index(v, count) for v in values]
-    if set(ranking) != set(range(count)):
-        raise UserError(
-            f"ranking must hold each index 0 to {count - 1} of the responses once, best first, but is {_short(values)}."
-        )
-    return [Comparison(i, j, 1.0) for i, j in combinations(ranking, 2)]
-
-
-def _from_comparisons(values: list[Any], count: int) -> list[Comparison]:
-    comparisons = []
-    for k, value in enumerate(values):
-        name = f"comparisons[{k}]"
-        if not isinstance(value, list) or len(value) != 3:
-            raise UserError(f"{name} must be [i, j, share], but is {_short(value)}.")
-        i, j = (_index(v, count) for v in value[:2])
-        if min(i, j) < 0 or i == j:
-            raise UserError(f"{name} must name two different responses of 0 to {count - 1}, but is {_short(value)}.")
-        comparisons.append(Comparison(i, j, _share(value[2], f"{name}[2]")))
-    if not comparisons:
-        raise UserError("comparisons is empty: expected at least one [i, j, share].")
-    return comparisons
-
-
-_COMPARE: dict[str, Callable[[list[Any], int], list[Comparison]]] = {
-    "shares": _from_shares,
-    "scores": _from_scores,
-    "ranking": _from_ranking,
-    "comparisons": _from_comparisons,
-}
-
-
-def _vote_share(row: dict[str, Any]) -> float:
-    for name in ("votes_a", "votes_b"):
-        if name not in row:
-            raise UserError(f"expected a column {name}; the columns with a value are {_names(row)}.")
-    a, b, tie = (_number(row.get(name, 0), name) for name in ("votes_a", "votes_b", "votes_tie"))
-    if min(a, b, tie) < 0 or not 0 < a + b + tie < math.inf:
-        raise UserError(f"votes must be 0 or more with at least one cast, but are {a:g}, {b:g} and {tie:g} for a tie.")
-    return (a + tie / 2) / (a + b + tie)
-
-
-# Who said what.
+def _alpha(value: Any) -> float | None:
+    if value is None:
+        return None
+    alpha = number_of(value, "alpha")
+    if alpha <= 0:
+        raise UserError(f"alpha must be above 0, but is {alpha:g}.")
+    return alpha
 
 
 def _prompt_and_replies(row: dict[str, Any], replies: dict[str, Any]) -> tuple[list[Message], list[str]]:
@@ -207,7 +121,9 @@ def _joined(given: list[Message], before: list[Message], name: str) -> list[Mess
     short, long = sorted((given, before), key=len)
     if not short or _same(long[-len(short) :], short) or (short is given and _same(long[: len(short)], short)):
         return long
-    raise UserError(f"{name} is a conversation that must repeat the prompt, but begins {_short(before[0]['content'])}.")
+    raise UserError(
+        f"{name} is a conversation that must repeat the prompt, but begins {shortened(before[0]['content'])}."
+    )
 
 
 def _same(a: list[Message], b: list[Message]) -> bool:
@@ -230,7 +146,7 @@ def _prompt(row: dict[str, Any]) -> list[Message]:
 def _reply(value: Any, name: str) -> list[Message]:
     """A reply, and the turns before it where they are given."""
     if isinstance(value, str) and not _is_transcript(value):
-        return [{"role": "assistant", "content": _text(value, name, empty=True)}]
+        return [{"role": "assistant", "content": text_of(value, name, empty=True)}]
     turns = _conversation(value, name)
     if turns[-1]["role"] != "assistant":
         raise UserError(f"{name} must end with the assistant's reply, but ends with a turn of {turns[-1]['role']}.")
@@ -245,7 +161,7 @@ def _conversation(value: Any, name: str) -> list[Message]:
         if not value:
             raise UserError(f"{name} is an empty list of messages.")
         return [_message(turn, f"{name}[{k}]") for k, turn in enumerate(value)]
-    text = _text(value, name, "text or a list of messages")
+    text = text_of(value, name, "text or a list of messages")
     if not _is_transcript(text):
         return [{"role": "user", "content": text}]
     parts = _TURN.split("\n\n" + text.lstrip())[1:]
@@ -259,15 +175,15 @@ def _is_transcript(text: str) -> bool:
 
 def _message(turn: Any, name: str) -> Message:
     if not isinstance(turn, Mapping) or not {"role", "content"} <= set(turn):
-        raise UserError(f"{name} must be a message with role and content, but is {_short(turn)}.")
+        raise UserError(f"{name} must be a message with role and content, but is {shortened(turn)}.")
     if turn["role"] not in ROLES:
-        raise UserError(f"{name} has the role {_short(turn['role'])}; expected one of {', '.join(ROLES)}.")
-    return {"role": turn["role"], "content": _text(turn["content"], f"{name}.content", empty=True)}
+        raise UserError(f"{name} has the role {shortened(turn['role'])}; expected one of {', '.join(ROLES)}.")
+    return {"role": turn["role"], "content": text_of(turn["content"], f"{name}.content", empty=True)}
 
 
 def _with_system(value: Any, prompt: list[Message]) -> list[Message]:
     """The prompt opened by the system column's text, where it has one."""
-    system: Message = {"role": "system", "content": _text(value, "system", empty=True)}
+    system: Message = {"role": "system", "content": text_of(value, "system", empty=True)}
     if not system["content"].strip():
         return prompt
     if prompt[0]["role"] != "system":
@@ -285,59 +201,5 @@ def _check_replies(replies: dict[str, str]) -> None:
         if not text:
             raise UserError(f"{name} is empty: expected a reply to score.")
         if text in names:
-            raise UserError(f"{name} is identical to {names[text]} ({_short(text)}): nothing tells them apart.")
+            raise UserError(f"{name} is identical to {names[text]} ({shortened(text)}): nothing tells them apart.")
         names[text] = name
-
-
-# Single values.
-
-
-def _alpha(value: Any) -> float | None:
-    if value is None:
-        return None
-    alpha = _number(value, "alpha")
-    if alpha <= 0:
-        raise UserError(f"alpha must be above 0, but is {alpha:g}.")
-    return alpha
-
-
-def _share(value: Any, name: str) -> float:
-    share = _number(value, name)
-    if not 0 <= share <= 1:
-        raise UserError(f"{name} is a share of raters and must lie in [0, 1], but is {share:g}.")
-    return share
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e308:
-        return float(value)
-    raise UserError(f"{name} must be a finite number, but is {_short(value)}.")
-
-
-def _index(value: Any, count: int) -> int:
-    """A response's index, -1 where the value is none. pandas turns whole numbers beside an absent one to floats."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < count and value == int(value):
-        return int(value)
-    return -1
-
-
-def _text(value: Any, name: str, expected: str = "text", empty: bool = False) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{name} must be {expected}, but is {_short(value)}.")
-    if not empty and not value.strip():
-        raise UserError(f"{name} is empty.")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{name} is not valid Unicode: character {error.start} is half of a pair.") from None
-    return value
-
-
-_REPR = Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
-
-
-def _short(value: Any) -> str:
-    """The value as Python writes it, long ones shortened."""
-    return _REPR.repr(value)

@@ -23,11 +23,11 @@ class FakeTrainer:
     def __init__(self, tokenizer: Any, rank: int = 0, world: int = 1) -> None:
         self.lightning_module = type("Module", (), {"tokenizer": tokenizer})()
         self.global_rank, self.world_size = rank, world
-        progress = type("Progress", (), {"processed": 0, "ready": 0})()
+        self.current_epoch = 0
+        progress = type("Progress", (), {"ready": 0})()
         batches = type("Batches", (), {"current": progress, "is_last_batch": False})()
         epoch = type("Epoch", (), {"batch_progress": batches})()
-        epochs = type("Epochs", (), {"current": progress})()
-        self.fit_loop = type("Fit", (), {"epoch_progress": epochs, "epoch_loop": epoch, "restarting": False})()
+        self.fit_loop = type("Fit", (), {"epoch_loop": epoch, "restarting": False})()
 
 
 def data(path: Path | str, tokenizer: Any, rank: int = 0, world: int = 1, **options: Any) -> PreferenceDataModule:
