@@ -54,21 +54,26 @@ def _fail(sentence: str, status: int) -> NoReturn:
 def _run(args: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes would warn of it at every step
     _quiet()
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     from spl.callbacks.interrupt import InterruptedTrainingError
     from spl.commands import SPLCommand
     from spl.modules.base import NonFiniteLossError
 
     try:
         SPLCommand(args)
-    except UserError as error:
-        _fail(str(error), 2)
+    except (UserError, MisconfigurationException) as error:
+        _fail(str(error).split("\n")[0], 2)
     except NonFiniteLossError as error:
         _fail(str(error), 1)
     except InterruptedTrainingError as error:
         folder = error.checkpoint.parent.parent
         _fail(f"{error}. To go on: the same command with --output {folder} --resume", 128 + error.signum)
-    except KeyboardInterrupt:
-        _fail("stopped at once; what was saved before is kept.", 130)
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns an interrupt outside of the steps into a silent exit.
+        if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+            _fail("stopped at once; checkpoints saved before are kept.", 130)
+        raise
     finally:
         for handler in list(logging.getLogger("spl").handlers):
             logging.getLogger("spl").removeHandler(handler)

@@ -1,11 +1,15 @@
 """The LightningCLI behind `spl`: one line from settings to a run in its folder."""
 
 import logging
+import os
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+import yaml
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -27,6 +31,8 @@ from spl.modules.preference import PreferenceModule
 from spl.types import UserError
 
 log = logging.getLogger("spl")
+
+_SECRET = re.compile(r"(^|_)(api_key|token|password|secret)$")
 
 
 class Parser(LightningArgumentParser):
@@ -97,8 +103,17 @@ class SPLCommand(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.settings
-        self.output = Path(settings.output or _default_output(settings.config))
-        settings.checkpoint.dirpath = settings.checkpoint.dirpath or str(self.output / "checkpoints")
+        # Processes that this one launches run the same command: they find the same folder.
+        self.output = Path(settings.output or os.environ.setdefault("SPL_OUTPUT", _default_output(settings.config)))
+        for name, value in (
+            ("checkpoint.dirpath", settings.checkpoint.dirpath),
+            ("trainer.default_root_dir", settings.trainer.default_root_dir),
+        ):
+            if value:
+                raise UserError(
+                    f"{name} is {value!r}, but a run keeps everything in one folder: give --output instead."
+                )
+        settings.checkpoint.dirpath = str(self.output / "checkpoints")
         last = self.output / "checkpoints" / "last.ckpt"
         if settings.resume and self.subcommand == "fit":
             if not settings.output:
@@ -110,13 +125,33 @@ class SPLCommand(LightningCLI):
             raise UserError(f"{self.output} holds a run already: go on with it by --resume, or give another --output.")
 
     def _parse_ckpt_path(self) -> None:
-        """Unlike Lightning's, a checkpoint's settings do not replace those that were given; differences are said."""
+        """Not Lightning's, which lays a checkpoint's settings over those that were given; see `_compare`."""
         path = self.settings.get("ckpt_path")
         if path and not Path(path).is_file():
             raise UserError(f"no checkpoint {path!r}: --ckpt_path takes a file that a run saved in its checkpoints/.")
 
+    def _compare(self, path: str) -> None:
+        """Say how the settings differ from those a checkpoint was trained with.
+
+        Raises:
+            UserError: in what its weights mean.
+        """
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        groups = {"model": saved.get("hyper_parameters", {}), "data": saved.get("datamodule_hyper_parameters", {})}
+        for group, values in groups.items():
+            for name, value in values.items():
+                given = self.settings[group].get(name, value)
+                if given == value or (group == "data" and self.subcommand != "fit"):
+                    continue
+                said = f"{group}.{name} is {given!r}, but the checkpoint was trained with {value!r}"
+                if f"{group}.{name}" in ("model.model", "model.lora_rank", "model.lora_alpha", "model.dtype"):
+                    raise UserError(f"{said}: give the same.")
+                log.warning("%s; the given one counts.", said)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         _log_to(self.output / "log.txt")
+        if self.settings.get("ckpt_path"):
+            self._compare(self.settings.ckpt_path)
         given = self.config_init[self.subcommand].trainer.logger
         if given is not False:
             extra = [TensorBoardLogger(self.output, name="tensorboard", version="")] if given in (None, True) else given
@@ -128,7 +163,8 @@ class SPLCommand(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: Any) -> Trainer:
-        ours = [StartReport(), StartEndValidation(), ThroughputMonitor(), RunFolder(), InterruptCheckpoint()]
+        # In this order: the last checkpoint is written before the last validation begins.
+        ours = [StartReport(), ThroughputMonitor(), RunFolder(), StartEndValidation(), InterruptCheckpoint()]
         if config.get("enable_progress_bar") is not False:
             ours.append(ProgressBar())
         if self.subcommand != "fit":
@@ -136,15 +172,28 @@ class SPLCommand(LightningCLI):
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         return super()._instantiate_trainer(config, [*ours, PredictionWriter(), *callbacks])
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kept = {"return_predictions": False} if subcommand == "predict" else {}  # PredictionWriter has them
+        return {**super()._prepare_subcommand_kwargs(subcommand), **kept}
+
     def before_fit(self) -> None:
         if self.trainer.is_global_zero:
             self.output.mkdir(parents=True, exist_ok=True)
             settings = self.settings.clone()
             for own in ("config", "output", "resume", "ckpt_path"):
                 settings.pop(own, None)
+            settings.checkpoint.dirpath = None
             path = self.output / "config.yaml"
-            text = self._parser("fit").dump(settings, skip_none=False)
-            path.write_text(f"# spl fit --config {path} --output NEW\n{text}")
+            dumped = yaml.safe_load(self._parser("fit").dump(settings, skip_none=False))
+            text = yaml.safe_dump(_without_secrets(dumped), sort_keys=False, allow_unicode=True)
+            path.write_text(f"# spl fit --config {path} --output NEW\n{text}", encoding="utf-8")
+
+
+def _without_secrets(value: Any) -> Any:
+    """The same settings without API keys and the like, which loggers may take."""
+    if isinstance(value, dict):
+        return {k: _without_secrets(v) for k, v in value.items() if not _SECRET.search(str(k))}
+    return [_without_secrets(v) for v in value] if isinstance(value, list) else value
 
 
 def _default_output(configs: Any) -> str:

@@ -39,6 +39,9 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     """
     if name == TINY:
         return _tiny_tokenizer()
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+        return load_tokenizer(_base_of_adapter(name), None, trust_remote_code)
     where = _source(name)
     return _from_pretrained(AutoTokenizer, name, where, revision=revision, trust_remote_code=trust_remote_code)
 
@@ -69,11 +72,15 @@ def load_policy(
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     if lora_rank:
-        targets = lora_targets if lora_targets == "all-linear" else list(lora_targets)
+        named = isinstance(lora_targets, str) and lora_targets != "all-linear"
+        targets = [str(lora_targets)] if named else lora_targets
         lora = LoraConfig(
             r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
         )
-        model = get_peft_model(model, lora)
+        try:
+            model = get_peft_model(model, lora)
+        except ValueError as error:
+            raise UserError(f"model.lora_targets {lora_targets!r} does not fit the model: {error}") from error
     return _without_dropout(model).train()
 
 
@@ -85,14 +92,22 @@ def load_model(
         tiny: Any = _tiny_model()
         return tiny.to(dtype)
     if (Path(name) / "adapter_config.json").is_file():
-        base = json.loads((Path(name) / "adapter_config.json").read_text())["base_model_name_or_path"]
-        return PeftModel.from_pretrained(load_model(base, dtype), name).merge_and_unload()
+        base = load_model(_base_of_adapter(name), dtype, None, trust_remote_code)
+        return PeftModel.from_pretrained(base, name).merge_and_unload()
     where = _source(name)
     options: dict[str, Any] = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
     if "gguf_file" not in where:
         options["use_safetensors"] = True
     model = _from_pretrained(AutoModelForCausalLM, name, where, **options)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(
+            f"{name!r} is an adapter on the Hub: download it and give its folder, so that it can be merged."
+        )
     return _dequantised(model) if "gguf_file" in where else model
+
+
+def _base_of_adapter(folder: str) -> str:
+    return str(json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"])
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -110,8 +125,11 @@ def save_policy(
 
     Raises:
         RuntimeError: the two differ by more than rounding.
+        UserError: an adapter is asked for where there is none.
     """
-    adapter = export_format == "adapter" and isinstance(model, PeftModel)
+    adapter = export_format == "adapter"
+    if adapter and not isinstance(model, PeftModel):
+        raise UserError("export.format is adapter, but all weights were trained: set it to merged.")
     whole: Any = copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) and not adapter else model
     # Adapters leave the embeddings as they are; peft would ask the Hub for the base's vocabulary.
     whole.save_pretrained(folder, **({"save_embedding_layers": False} if adapter else {}))
@@ -122,9 +140,9 @@ def save_policy(
     with torch.no_grad():
         trained = model(input_ids=input_ids).logits
         gap = float((trained - again(input_ids=input_ids).logits).abs().max())
-    # Merging rounds each weight once: a few units in the last place of the largest logit.
-    allowed = 256 * torch.finfo(trained.dtype).eps * max(1.0, trained.abs().max().item())
-    if not gap <= allowed:
+    # Merging rounds each weight once: a few units in the last place of the largest logit, more where they are small.
+    units = 256 if trained.dtype == torch.float32 else 8
+    if not gap <= units * torch.finfo(trained.dtype).eps * trained.abs().max().item():
         raise RuntimeError(f"the model saved in {folder} differs from the trained one: its logits by {gap:.3g}")
     return gap
 
@@ -133,8 +151,9 @@ def _source(name: str) -> dict[str, str]:
     """Keyword arguments of `from_pretrained` that find the model."""
     if not name.endswith(".gguf"):
         return {"pretrained_model_name_or_path": name}
-    path, parts = Path(name), Path(name).parts
-    if not path.is_file() and len(parts) > 1 and (spec := find_spec(parts[0].replace("-", "_"))):
+    path, parts = Path(name).expanduser(), Path(name).parts
+    in_package = not path.is_file() and len(parts) > 1 and parts[0].isidentifier()
+    if in_package and (spec := find_spec(parts[0])):
         path = Path((spec.submodule_search_locations or ["."])[0], *parts[1:])
     if path.is_file():
         _need_gguf()
@@ -147,7 +166,7 @@ def _source(name: str) -> dict[str, str]:
 
 def _need_gguf() -> None:
     if not find_spec("gguf"):
-        raise UserError("reading a .gguf file needs the package gguf: pip install 'spl[demo]'.")
+        raise UserError("reading a .gguf file needs the package gguf: pip install gguf.")
 
 
 def _from_pretrained(loader: Any, name: str, where: dict[str, str], **options: Any) -> Any:

@@ -1,12 +1,16 @@
 """The things that travel along a run: an example, a batch, log-probabilities, a step's output.
 
-Everything here is plain data. This file imports nothing from spl, so every package may import it.
+Everything here is plain data. This file imports nothing from spl, so every package may import it, and torch only for
+types, so that `spl --help` answers at once.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Message = dict[str, str]
 """One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": str}`."""

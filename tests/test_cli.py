@@ -19,6 +19,7 @@ from test_configs import EXPERIMENTS
 from transformers import AutoModelForCausalLM
 
 from spl.cli import COMMANDS, main
+from spl.commands import _without_secrets
 from spl.data.survey import SURVEY
 
 TINY = ["--config", str(Path(__file__).parents[1] / "configs/experiment/tiny.yaml")]
@@ -58,9 +59,56 @@ def test_fit_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_runs_on_the_tiny_model(path: Path, tmp_path: Path) -> None:
-    tiny = ["--model.model", "tiny", "--data.path", "survey", "--data.val_size", "2", "--data.batch_size", "2"]
+    tiny = ["--model.model", "tiny", "--data.path", "survey", "--data.val_path", "survey", "--data.val_size", "0"]
     main(["fit", "--config", str(path), *tiny, *QUIET, "--output", str(tmp_path), "--trainer.fast_dev_run", "2"])
     assert (tmp_path / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model.dtype", "bfloat16"],
+        ["--trainer.precision", "bf16-mixed"],
+        ["--model.gradient_checkpointing", "true"],
+        ["--model.lora_rank", "0"],
+        ["--model.lora_rank", "0", "--model.dtype", "bfloat16", "--model.gradient_checkpointing", "true"],
+        ["--model.scorer", "plain"],
+        ["--model.beta", "0"],
+        ["--model.lora_targets", "q_proj", "--export.format", "adapter"],
+        ["--data.streaming", "true"],
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_a_setting_trains_and_exports(tmp_path: Path, options: list[str]) -> None:
+    main(["fit", *TINY, *QUIET, "--output", str(tmp_path / "run"), "--trainer.max_steps", "12", *options])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["end"]["val/loss"] < summary["start"]["val/loss"]
+    assert len(summary["hashes"]) == 1
+
+
+def test_two_processes_train_what_one_does(run: Path, tmp_path: Path) -> None:
+    options = [
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "ddp",
+        "--data.batch_size",
+        "4",
+        "--export.format",
+        "none",
+    ]
+    command = [sys.executable, "-m", "spl.cli", "fit", *TINY, *QUIET, *options, "--output", str(tmp_path / "two")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, timeout=300, env=environment, stdout=subprocess.DEVNULL)
+    one, two = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (run, tmp_path / "two")
+    )
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, atol=1e-4, rtol=1e-3)
+    ends = [json.loads((folder / "summary.json").read_text())["end"] for folder in (run, tmp_path / "two")]
+    assert ends[0] == pytest.approx(ends[1], abs=1e-4)
 
 
 def test_a_run_folder_holds_everything(run: Path) -> None:
@@ -89,9 +137,37 @@ def test_the_export_is_the_trained_model(run: Path) -> None:
 
 
 def test_the_config_of_a_run_runs_again_alike(run: Path, tmp_path: Path) -> None:
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
     main(["fit", "--config", str(run / "config.yaml"), "--output", str(tmp_path / "again")])
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
     one, two = (json.loads((folder / "summary.json").read_text()) for folder in (run, tmp_path / "again"))
     assert one["end"] == two["end"]
+    assert one["hashes"] == two["hashes"]
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in (run / "summary.json", run / "export" / "model.safetensors")}
+    main(["fit", *TINY, *QUIET, "--output", str(run), "--resume"])
+    assert "is finished: 20 steps" in capsys.readouterr().out
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_checkpoint_of_other_settings(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate = ["validate", *TINY, *QUIET, "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--output", str(tmp_path)]
+    status, said = fails([*evaluate, "--model.lora_alpha", "32"], capsys)
+    assert status == 2
+    assert "model.lora_alpha is 32, but the checkpoint was trained with 16: give the same" in said
+    main([*evaluate, "--model.alpha", "0.5"])
+    assert "model.alpha is 0.5, but the checkpoint was trained with 1.0" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_config_keeps_no_secrets() -> None:
+    settings = {
+        "trainer": {"logger": [{"init_args": {"api_key": "k", "project": "p"}}]},
+        "head_chunk": 3,
+        "hub_token": "t",
+    }
+    assert _without_secrets(settings) == {"trainer": {"logger": [{"init_args": {"project": "p"}}]}, "head_chunk": 3}
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
@@ -136,6 +212,16 @@ def test_predictions_are_what_transformers_says(run: Path, tmp_path: Path, tiny_
         (["fit", *TINY, "--model.model", "nobody/nothing"], "cannot load 'nobody/nothing'"),
         (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["fit", *TINY, "--resume"], "--resume needs --output DIR"),
+        (["fit", *TINY, "--checkpoint.dirpath", "here"], "give --output instead"),
+        (["fit", *TINY, "--data.val_path", "null", "--data.val_split", "x"], "data.val_split names a split of a Hub"),
+        (["fit", *TINY, "--data.val_size", "2"], "data.val_size sets a part apart where no held-out data are named"),
+        (["fit", *TINY, "--trainer.accelerator", "gpu"], "gpu"),
+        (["fit", *TINY, "--trainer.precision", "bf16-true"], "trainer.precision bf16-true would round the loss"),
+        (["fit", *TINY, "--model.lora_targets", "nope"], "model.lora_targets 'nope' does not fit"),
+        (
+            ["fit", *TINY, "--data.streaming", "true", "--trainer.max_steps", "-1", "--trainer.max_epochs", "1"],
+            "max_steps",
+        ),
         (["predict", *TINY, "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
         (["validate", *TINY, "--data.val_path", "null"], "there is no held-out data"),
     ],

@@ -61,11 +61,17 @@ def test_an_adapter_export_loads_with_peft_and_is_merged_as_a_starting_policy(tm
         assert (logits(further) - logits(policy)).abs().max() < 1e-4
 
 
-def test_an_export_that_differs_is_not_called_done(tmp_path: Path, tiny_tokenizer, monkeypatch) -> None:
-    policy = moved(load_policy("tiny", lora_rank=4))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_export_that_differs_is_not_called_done(tmp_path: Path, tiny_tokenizer, monkeypatch, dtype) -> None:
+    policy = moved(load_policy("tiny", lora_rank=4, dtype=dtype))
     monkeypatch.setattr(spl.models.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: load_model("tiny"))
     with pytest.raises(RuntimeError, match="differs from the trained one"):
         save_policy(policy, tiny_tokenizer, tmp_path, "merged", IDS)
+
+
+def test_an_adapter_of_a_fully_trained_model_is_refused(tmp_path: Path, tiny_tokenizer) -> None:
+    with pytest.raises(UserError, match="all weights were trained"):
+        save_policy(load_policy("tiny", lora_rank=0), tiny_tokenizer, tmp_path, "adapter", IDS)
 
 
 def test_dropout_is_off_in_training_mode(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class Export(Callback):
-    """Writes `export/` when training ends, loads it again, and compares its logits with the trained model's.
+    """Writes `export/` when training has ended, loads it again, and compares its logits with the trained model's.
 
     Args:
         format: "merged" loads with AutoModelForCausalLM, "adapter" with PeftModel on the same base; "none" skips.
@@ -19,7 +19,7 @@ class Export(Callback):
     def __init__(self, format: Literal["merged", "adapter", "none"] = "merged") -> None:
         self.format = format
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
         if self.format == "none" or not trainer.is_global_zero:
             return

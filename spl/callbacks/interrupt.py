@@ -48,9 +48,10 @@ class InterruptCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        asked = trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False)
         epoch = trainer.fit_loop.epoch_loop
-        if not asked or epoch._should_accumulate():
+        if epoch._should_accumulate():
+            return
+        if not trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False):
             return
         if epoch.batch_progress.is_last_batch and trainer.num_training_batches == float("inf"):
             return  # Lightning would count on from a stream's last batch when it goes on: take one step more

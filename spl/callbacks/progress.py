@@ -10,8 +10,6 @@ _SHORT = {
     "train/rewards/margins": "margin",
     "train/rewards/accuracies": "accuracy",
     "train/tokens_per_second": "tokens/s",
-    "val/loss": "val loss",
-    "val/rewards/accuracies": "val accuracy",
 }
 
 

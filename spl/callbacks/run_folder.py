@@ -1,6 +1,7 @@
 """Everything a run writes about itself in one folder: metrics.csv, summary.json, the last checkpoint."""
 
 import csv
+import hashlib
 import json
 import platform
 import time
@@ -97,18 +98,27 @@ class RunFolder(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """After every other callback's end of fit, the export among them."""
+        if stage != "fit":
+            return
+        if not self.began:  # a finished run was resumed: nothing was trained
+            Console().print(
+                f"{trainer.default_root_dir} is finished: {trainer.global_step:,} steps. Nothing to resume."
+            )
+            return
         if not trainer.is_global_zero:
             return
+        folder = Path(trainer.default_root_dir)
         summary = {
             "finished": True,
             "steps": trainer.global_step,
             "seconds": round(time.perf_counter() - self.began, 1),
             "start": self.start,
             "end": self.end,
+            "hashes": {str(f.relative_to(folder)): _sha256(f) for f in sorted(folder.glob("export/*.safetensors"))},
             "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         }
-        folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         if self.end:
@@ -116,6 +126,11 @@ class RunFolder(Callback):
         Console().print(
             f"Finished {trainer.global_step:,} steps in {summary['seconds']:,} s. Everything is in {folder}."
         )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _show(start: dict[str, float], end: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from spl.types import PreferenceBatch
+from spl.types import PreferenceBatch, UserError
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,22 @@ def _to(batch: PreferenceBatch, module: LightningModule) -> PreferenceBatch:
 
 
 def _run(module: Any, batch: PreferenceBatch) -> None:
-    """Forward and backward of one batch; leaves no gradient."""
-    with module.trainer.precision_plugin.forward_context(), torch.enable_grad():
-        module.loss_of(batch).backward()
+    """Forward and backward of one batch with room taken for gradients and AdamW's moments; leaves nothing behind.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    try:
+        room = [torch.empty_like(p) for p in trained for _ in range(3)]
+        with module.trainer.precision_plugin.forward_context(), torch.enable_grad():
+            module.loss_of(batch).backward()
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the longest batch ({batch.num_tokens:,} distinct tokens) does not fit in memory: lower data.batch_size "
+            "(and raise trainer.accumulate_grad_batches), or data.max_length, or set model.gradient_checkpointing."
+        ) from error
+    del room
     module.zero_grad(set_to_none=True)
 
 

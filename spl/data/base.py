@@ -9,8 +9,9 @@ from lightning import LightningDataModule
 
 from spl.data.collate import EncodedExample, collate
 from spl.data.encode import BadRows, EncodedData, Report, RowEncoder, encode_source
+from spl.data.files import is_local
 from spl.data.loader import BatchLoader, InOrder, Shuffled, StreamLoader
-from spl.data.source import Source
+from spl.data.source import SURVEY, Source
 from spl.data.tokenization import Encoder, Template, Truncation, TurnEnd
 from spl.types import PreferenceBatch, UserError
 
@@ -68,12 +69,21 @@ class PreferenceDataModule(LightningDataModule):
             raise UserError(f"data.batch_size must be 1 or more, but is {batch_size}.")
         if val_size < 0 or (val_size > 1 and val_size != int(val_size)):
             raise UserError(f"data.val_size must be a share below 1 or a whole number of examples, but is {val_size}.")
+        if val_split and not val_path and (path == SURVEY or is_local(path)):
+            raise UserError(
+                "data.val_split names a split of a Hub data set; of files, set data.val_path or data.val_size."
+            )
+        if val_size and (val_path or val_split):
+            raise UserError(
+                "data.val_size sets a part apart where no held-out data are named: drop it, or val_path/val_split."
+            )
         self.save_hyperparameters()
         self.source = Source(path, name, split)
         self.val_source = Source(val_path or path, name, val_split or split) if val_path or val_split else None
         self.train: EncodedData | None = None
         self.val: EncodedData | None = None
         self.everything: EncodedData | None = None
+        self._sampled: list[EncodedExample] = []
 
     @property
     def encoder(self) -> RowEncoder:
@@ -167,13 +177,19 @@ class PreferenceDataModule(LightningDataModule):
         return self._in_order(self.everything)
 
     def _in_order(self, data: EncodedData) -> BatchLoader:
+        if len(data) < self._world:
+            raise UserError(f"{len(data)} examples cannot be shared by {self._world} processes: lower trainer.devices.")
         plan = InOrder(len(data), self.hparams["batch_size"], self._rank, self._world)
         return BatchLoader(data, plan, num_workers=self.hparams["num_workers"])
 
     def _sample(self) -> list[EncodedExample]:
-        """The first training examples of a stream."""
-        rows = ((item["where"], item["row"]) for item in self.source.stream())
-        return [encoded for _, encoded in islice(self.encoder.examples(rows, Report()), 256)]
+        """The first training examples of a stream, read once."""
+        if not self._sampled:
+            rows = ((item["where"], item["row"]) for item in self.source.stream())
+            self._sampled = [encoded for _, encoded in islice(self.encoder.examples(rows, Report()), 256)]
+        if not self._sampled:
+            raise UserError(f"{self.source.path}: no usable example in the stream.")
+        return self._sampled
 
     def first_batch(self) -> PreferenceBatch:
         """The batch that step 1 trains on; of a stream, its first examples before shuffling."""
@@ -191,12 +207,16 @@ class PreferenceDataModule(LightningDataModule):
     def describe(self) -> dict[str, str]:
         """What is trained on, for the start-up report."""
         hp = self.hparams
-        held_out = f"{len(self.val):,} examples" if self.val else "none"
+        apart = f"of {self.val_source.path}" if self.val_source else "set apart"
+        held_out = f"{len(self.val):,} examples {apart}" if self.val else "none"
         if self.train is None:
             return {"training data": f"{self.source.path}, streamed", "held-out data": held_out}
         lengths = self.train.num_tokens
         marks = ", ".join(f"{q}% {int(np.quantile(lengths, q / 100)):,}" for q in (50, 90, 99))
         counts = self.train.report.describe()
+        own_alpha = sum(alpha is not None for alpha in self.train.table["alpha"][:])
+        if own_alpha:
+            counts += f"; {own_alpha:,} carry an alpha of their own, which goes before model.alpha"
         return {
             "training data": f"{self.source.path}: {counts}; {len(self.train):,} train, batches of {hp['batch_size']}",
             "held-out data": held_out,

@@ -120,7 +120,9 @@ class RowEncoder:
             "features": str(_FEATURES),
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for part in (*code, tokenizer.backend_tokenizer.to_str().encode(), source.identity().encode()):
+        # Truncation and padding come and go with calls of the tokenizer, and ours uses neither.
+        backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        for part in (*code, json.dumps(backend).encode(), source.identity().encode()):
             digest.update(hashlib.sha256(part).digest())
         return digest.hexdigest()[:32]
 
@@ -148,14 +150,14 @@ class EncodedData(torch.utils.data.Dataset[EncodedExample]):
     @property
     def num_tokens(self) -> Any:
         """[N] an upper bound of each example's distinct tokens."""
-        return np.asarray(self.table["num_tokens"])
+        return np.asarray(self.table["num_tokens"][:])
 
     def split(self, size: int, seed: int) -> tuple["EncodedData", "EncodedData"]:
-        """About `size` examples set apart, whole prompts at a time, and the others before them: (others, set apart)."""
-        prompts = np.asarray(self.table["prompt"])
+        """(the others, at least `size` examples set apart): whole prompts, so that none stands on both sides."""
+        prompts = np.asarray(self.table["prompt"][:])
         names, counts = np.unique(prompts, return_counts=True)
         order = np.random.default_rng(seed).permutation(len(names))
-        taken = names[order][np.cumsum(counts[order]) <= size]
+        taken = names[order][np.cumsum(counts[order]) - counts[order] < size]
         apart = np.isin(prompts, taken)
         return self._select(~apart), self._select(apart)
 
@@ -173,6 +175,8 @@ def encode_source(source: Source, encoder: RowEncoder) -> EncodedData:
     if not folder.is_dir():
         _write(source, encoder, folder)
     report = Report(**json.loads((folder / "report.json").read_text()))
+    if report.skipped or report.too_long or report.cut:
+        log.info("%s: %s.", source.path, report.describe())
     return EncodedData(datasets.Dataset.from_file(str(folder / "data.arrow")), report)
 
 

@@ -56,8 +56,8 @@ def read_rows(files: list[Path]) -> Iterator[Row]:
 
 def _open(file: Path) -> IO[str]:
     if file.suffix == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8", newline="")
-    return file.open(encoding="utf-8", newline="")
+        return gzip.open(file, "rt", encoding="utf-8-sig", newline="")
+    return file.open(encoding="utf-8-sig", newline="")  # Excel begins a file with a mark
 
 
 def _json(file: Path) -> Iterator[Row]:

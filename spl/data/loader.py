@@ -3,6 +3,7 @@
 A loader asks for its position when the first batch is drawn, which is after a checkpoint was restored.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from spl.data.collate import EncodedExample, collate
 from spl.data.encode import EncodedData, Report, RowEncoder
 from spl.types import PreferenceBatch
+
+log = logging.getLogger(__name__)
 
 Position = Callable[[], tuple[int, int]]
 """The epoch, and the batches of it that are done."""
@@ -45,7 +48,10 @@ class Shuffled:
 
 @dataclass(frozen=True)
 class InOrder:
-    """The batches of an evaluation: every example once, and the same number of batches, none empty, on every rank."""
+    """The batches of an evaluation: every example once, and the same number of batches, none empty, on every rank.
+
+    There must be as many examples as ranks. Where batches of one example cannot be shared out so, some hold two.
+    """
 
     num_examples: int
     batch_size: int
@@ -53,7 +59,7 @@ class InOrder:
     world: int = 1
 
     def __call__(self, epoch: int) -> list[list[int]]:
-        per_rank = -(-self.num_examples // (self.batch_size * self.world))
+        per_rank = min(-(-self.num_examples // (self.batch_size * self.world)), self.num_examples // self.world)
         groups = torch.arange(self.num_examples).tensor_split(per_rank * self.world)
         return [group.tolist() for group in groups[self.rank :: self.world]]
 
@@ -127,8 +133,11 @@ class _EncodedStream(IterableDataset[EncodedExample]):
 
     def __iter__(self) -> Iterator[EncodedExample]:
         rows = ((item["where"], item["row"]) for item in self.stream)
-        for _, encoded in self.encoder.examples(rows, Report()):
+        report = Report()
+        for _, encoded in self.encoder.examples(rows, report):
             yield encoded
+        if report.skipped or report.too_long or report.cut:
+            log.warning("Of an epoch of the stream: %s.", report.describe())
 
 
 def _loading(num_workers: int) -> dict[str, Any]:

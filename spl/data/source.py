@@ -69,4 +69,4 @@ def _stream(shards: list[Source]) -> Iterator[dict[str, Any]]:
 
 
 def _placed(row: dict[str, Any], index: int, path: str) -> dict[str, Any]:
-    return {"where": f"{path}, row {index + 1}", "row": row}
+    return {"where": f"{path}, row {index + 1} of a shard", "row": row}

@@ -13,7 +13,6 @@ from spl.logprobs.linear import head_of, token_logps
 from spl.logprobs.sequence import sequence_logps
 from spl.types import PreferenceBatch, ResponseLogps
 
-SCORERS = ("forest", "plain")
 FOREST_LAYERS = {"full_attention", "sliding_attention"}
 
 

@@ -1,6 +1,7 @@
 """What every module that trains a policy shares: loading, scoring, the optimiser, checkpoints of what trains."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ class PolicyModule(LightningModule):
             on two real examples and takes the first unless they differ.
         head_chunk: response tokens whose logits are held at a time.
         lr: peak learning rate of AdamW.
+        betas: of AdamW; a second one of 0.95 forgets the first steps sooner in short runs.
         weight_decay: on matrices; biases and norms get none.
         schedule: of the learning rate, after its warm-up.
         warmup: steps of linear warm-up, or a share of all steps where below 1.
@@ -60,6 +62,7 @@ class PolicyModule(LightningModule):
         scorer: Scorer = "auto",
         head_chunk: int = 512,
         lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
@@ -70,6 +73,7 @@ class PolicyModule(LightningModule):
         _check("lora_rank", lora_rank, lora_rank >= 0, "0 or more")
         _check("head_chunk", head_chunk, head_chunk >= 1, "1 or more")
         _check("lr", lr, lr > 0, "above 0")
+        _check("betas", betas, all(0 <= b < 1 for b in betas), "two numbers in [0, 1)")
         _check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
         _check("warmup", warmup, warmup >= 0, "0 or more")
         self.save_hyperparameters()
@@ -89,6 +93,13 @@ class PolicyModule(LightningModule):
     def trains_adapters(self) -> bool:
         """LoRA adapters on a frozen base, or all weights."""
         return bool(self.hparams["lora_rank"])
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
+            raise UserError(
+                f"trainer.precision {self.trainer.precision} would round the loss itself: use 32-true or bf16-mixed, "
+                "and model.dtype bfloat16 for weights of half the size."
+            )
 
     def configure_model(self) -> None:
         if hasattr(self, "policy"):
@@ -137,8 +148,8 @@ class PolicyModule(LightningModule):
         if not losses.isfinite().all():
             bad = [rows[k] for k in (~losses.isfinite()).nonzero()[:, 0].tolist()]
             raise NonFiniteLossError(
-                f"the loss is not finite at step {self.global_step} on {'; '.join(bad)}. The last checkpoint is kept. "
-                "Lower model.lr, or set trainer.gradient_clip_val, or look at these rows."
+                f"the loss is not finite at step {self.global_step} on {'; '.join(bad)}. Checkpoints saved before are "
+                "kept. Lower model.lr, or set trainer.gradient_clip_val, or look at these rows."
             )
 
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
@@ -153,11 +164,13 @@ class PolicyModule(LightningModule):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": hp["weight_decay"]},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=hp["lr"])
-        steps = int(self.trainer.estimated_stepping_batches)
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=hp["lr"], betas=hp["betas"])
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < math.inf:
+            raise UserError("the run has no known length, so the learning rate has no schedule: set trainer.max_steps.")
         warmup = round(hp["warmup"] * steps) if hp["warmup"] < 1 else int(hp["warmup"])
         name = "constant_with_warmup" if hp["schedule"] == "constant" else hp["schedule"]
-        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -206,6 +219,6 @@ class PolicyModule(LightningModule):
         }
 
 
-def _check(name: str, value: float, holds: bool, expected: str) -> None:
+def _check(name: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
         raise UserError(f"model.{name} must be {expected}, but is {value}.")

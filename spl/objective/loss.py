@@ -95,7 +95,7 @@ def resolve_alpha(alpha: float | None, beta: float, global_temperature: float | 
     if alpha is not None and global_temperature is not None:
         raise UserError(
             f"alpha ({alpha}) and global_temperature ({global_temperature}) are two names of one setting "
-            "(global_temperature = alpha / beta): give one of them."
+            "(global_temperature = alpha / beta): give one of them, and set one that a config gives to null."
         )
     if global_temperature is not None:
         if not (math.isfinite(global_temperature) and global_temperature > 0):

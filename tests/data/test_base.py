@@ -193,6 +193,8 @@ def test_too_long_rows_are_cut_or_dropped_and_counted(tmp_path: Path, tiny_token
         ({"batch_size": 9}, "8 examples to train on, fewer than a round of batches needs"),
         ({"val_size": 8}, "leaves none"),
         ({"streaming": True, "val_size": 2}, "a stream has no length"),
+        ({"val_split": "test"}, "data.val_split names a split of a Hub data set"),
+        ({"val_path": "survey", "val_size": 2}, "data.val_size sets a part apart"),
     ],
 )
 def test_settings_that_cannot_be(tiny_tokenizer: Any, options: dict[str, Any], sentence: str) -> None:

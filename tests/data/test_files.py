@@ -100,6 +100,12 @@ def test_a_truncated_gzip_is_named(tmp_path: Path) -> None:
         list(read_rows([path]))
 
 
+def test_a_mark_at_the_beginning_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    path = tmp_path / "excel.csv"
+    path.write_bytes(b"\xef\xbb\xbfprompt,chosen,rejected\np,a,b\n")
+    assert next(read_rows([path]))[1] == {"prompt": "p", "chosen": "a", "rejected": "b"}
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file or folder 'nowhere\.jsonl'"):
         local_files("nowhere.jsonl")
