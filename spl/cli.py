@@ -6,7 +6,6 @@ A LightningCLI behind a thin dispatcher. Heavy imports wait until a command is k
 import logging
 import os
 import sys
-import warnings
 from typing import NoReturn
 
 from spl import __version__
@@ -53,7 +52,6 @@ def _fail(sentence: str, status: int) -> NoReturn:
 
 def _run(args: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes would warn of it at every step
-    _quiet()
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from spl.callbacks.interrupt import InterruptedTrainingError
@@ -78,18 +76,6 @@ def _run(args: list[str]) -> None:
         for handler in list(logging.getLogger("spl").handlers):
             logging.getLogger("spl").removeHandler(handler)
             handler.close()
-
-
-def _quiet() -> None:
-    """Leave out what a user can do nothing about."""
-    for message in (
-        r".*is_gradient_checkpointing.*",  # peft asks transformers by the old name
-        r".*Total length of `list` across ranks is zero.*",  # no held-out data
-        r"Checkpoint directory .* exists and is not empty",  # it does, in a run that goes on
-        r"Be aware that when using `ckpt_path`",  # the callbacks of training, of which evaluation has no need
-        r".*treespec.*",  # lightning's pytree helper under torch 2.13
-    ):
-        warnings.filterwarnings("ignore", message)
 
 
 if __name__ == "__main__":

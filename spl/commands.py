@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +36,21 @@ log = logging.getLogger("spl")
 _SECRET = re.compile(r"(^|_)(api_key|token|password|secret)$")
 
 
+def quiet() -> None:
+    """Leave out what a user can do nothing about."""
+    for message in (
+        r".*is_gradient_checkpointing.*",  # peft asks transformers by the old name
+        r".*Total length of `list` across ranks is zero.*",  # no held-out data
+        r"Checkpoint directory .* exists and is not empty",  # it does, in a run that goes on
+        r"Be aware that when using `ckpt_path`",  # the callbacks of training, of which evaluation has no need
+        r".*treespec.*",  # lightning's pytree helper under torch 2.13
+    ):
+        warnings.filterwarnings("ignore", message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # tips, and hardware it did not find
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 class Parser(LightningArgumentParser):
     """Says what is wrong in one sentence, without a page of usage before it."""
 
@@ -52,9 +68,7 @@ class SPLCommand(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         strict = {"allow_abbrev": False}
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # tips and hardware it did not find
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        quiet()
         super().__init__(
             PreferenceModule,
             PreferenceDataModule,
