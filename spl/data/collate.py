@@ -1,4 +1,6 @@
-"""Tokenised examples to one `PreferenceBatch`: the trie of each example's responses, depth first, no token twice.
+"""Tokenised examples to one `PreferenceBatch`: the trie of all their sequences, depth first, no token twice.
+
+Prompts that begin alike (with one system prompt, say) share that beginning too.
 
 Sorted sequences visit a trie depth first, so a sequence adds only the tokens past its common beginning with the one
 before it. A last token predicts nothing and is left out: sequences [5 6 7 1], [5 6 8 1] become the row 5 6 7 8 with
@@ -41,19 +43,21 @@ class EncodedExample:
         return max(self.starts) + responses
 
 
-class _Row:
-    """The growing row of a batch."""
+class _Trie:
+    """The trie of sequences in one row.
 
-    def __init__(self) -> None:
+    Attributes:
+        paths: for every sequence, the row index of each of its tokens.
+        ids, depths, ends, parents: of the row's tokens; a root's parent is -1.
+    """
+
+    def __init__(self, sequences: list[tuple[int, ...]]) -> None:
         self.ids: list[int] = []
         self.depths: list[int] = []
         self.ends: list[int] = []
         self.parents: list[int] = []
-
-    def add(self, sequences: list[tuple[int, ...]]) -> list[list[int]]:
-        """Lay out one trie; returns, for every sequence, the row index of each of its tokens."""
+        self.paths: list[list[int]] = [[] for _ in sequences]
         order = sorted(range(len(sequences)), key=lambda k: sequences[k])
-        paths: list[list[int]] = [[] for _ in sequences]
         before: tuple[int, ...] = ()
         path: list[int] = []
         for k in order:
@@ -66,9 +70,8 @@ class _Row:
             self.parents += [path[-1] if path else -1, *new[:-1]] if new else []
             self.ends += [0] * len(new)
             path += new
-            paths[k], before = path, sequences[k]
+            self.paths[k], before = path, sequences[k]
         self._close(path)
-        return paths
 
     def _close(self, path: list[int]) -> None:
         for index in path:
@@ -94,7 +97,7 @@ def common(a: Sequence[Any], b: Sequence[Any]) -> int:
 
 def collate(examples: list[EncodedExample]) -> PreferenceBatch:
     """Lay out a batch. The order of examples, and of responses within each, is kept in the indices."""
-    row = _Row()
+    trie = _Trie([sequence[:-1] for example in examples for sequence in example.sequences])
     edges: dict[tuple[int, int], int] = {}
     member_edge: list[int] = []
     member_response: list[int] = []
@@ -103,8 +106,8 @@ def collate(examples: list[EncodedExample]) -> PreferenceBatch:
     shares: list[float] = []
     for number, example in enumerate(examples):
         first = len(response_example)
-        paths = row.add([sequence[:-1] for sequence in example.sequences])
-        for sequence, start, path in zip(example.sequences, example.starts, paths, strict=True):
+        for sequence, start in zip(example.sequences, example.starts, strict=True):
+            path = trie.paths[len(response_example)]
             for source, target in zip(path[start - 1 :], sequence[start:], strict=True):
                 member_edge.append(edges.setdefault((source, target), len(edges)))
                 member_response.append(len(response_example))
@@ -114,10 +117,10 @@ def collate(examples: list[EncodedExample]) -> PreferenceBatch:
             shares.append(share)
     sources, targets = zip(*edges, strict=True)
     return PreferenceBatch(
-        input_ids=torch.tensor(row.ids),
-        position_ids=torch.tensor(row.depths),
-        subtree_end=torch.tensor(row.ends),
-        nodes=row.nodes(),
+        input_ids=torch.tensor(trie.ids),
+        position_ids=torch.tensor(trie.depths),
+        subtree_end=torch.tensor(trie.ends),
+        nodes=trie.nodes(),
         edge_source=torch.tensor(sources),
         edge_target=torch.tensor(targets),
         member_edge=torch.tensor(member_edge),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spl.logprobs.attention import FOREST, Forest, attention
 from spl.logprobs.linear import head_of, token_logps
 from spl.logprobs.sequence import sequence_logps
-from spl.types import PreferenceBatch, ResponseLogps
+from spl.types import Node, PreferenceBatch, ResponseLogps
 
 FOREST_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -107,18 +107,21 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def first_examples(batch: PreferenceBatch, n: int) -> PreferenceBatch:
-    """The batch of the first n examples: the layout is example by example, so each of its parts is a prefix."""
+    """The batch of the first n examples: a prefix of all but the tokens, of which those stay that its edges need."""
     responses = int((batch.response_example < n).sum())
     members = int((batch.member_response < responses).sum())
     edges = int(batch.member_edge[:members].max()) + 1
-    tokens = int(batch.edge_source[:edges].max()) + 1  # an example's last token always predicts one
     compared = int((batch.comparisons[:, 0] < responses).sum())
+    used = batch.edge_source[:edges].sort().values
+    index = torch.arange(batch.num_tokens, device=used.device)
+    kept = torch.searchsorted(used, batch.subtree_end) > torch.searchsorted(used, index)  # one used at or below it
+    before = nn.functional.pad(kept.cumsum(0), (1, 0))  # the tokens kept before each, which is its new index
     return PreferenceBatch(
-        input_ids=batch.input_ids[:tokens],
-        position_ids=batch.position_ids[:tokens],
-        subtree_end=batch.subtree_end[:tokens],
-        nodes=tuple(node for node in batch.nodes if node.end <= tokens),
-        edge_source=batch.edge_source[:edges],
+        input_ids=batch.input_ids[kept],
+        position_ids=batch.position_ids[kept],
+        subtree_end=before[batch.subtree_end[kept]],
+        nodes=_renumbered(batch.nodes, before.tolist()),
+        edge_source=before[batch.edge_source[:edges]],
         edge_target=batch.edge_target[:edges],
         member_edge=batch.member_edge[:members],
         member_response=batch.member_response[:members],
@@ -128,3 +131,14 @@ def first_examples(batch: PreferenceBatch, n: int) -> PreferenceBatch:
         alphas=batch.alphas[:n],
         rows=batch.rows[:n],
     )
+
+
+def _renumbered(nodes: tuple[Node, ...], before: list[int]) -> tuple[Node, ...]:
+    """The nodes that keep a token, under the new indices; some may now be runs that could be one."""
+    kept: list[Node] = []
+    number = {-1: -1}
+    for k, (start, end, parent) in enumerate(nodes):
+        if before[start] < before[end]:
+            number[k] = len(kept)
+            kept.append(Node(before[start], before[end], number[parent]))
+    return tuple(kept)

@@ -1,6 +1,7 @@
 """The forest against hand-written tries and against sets of prefixes, which know nothing of rows and indices."""
 
 import math
+from collections import Counter
 
 import torch
 from hypothesis import given, settings
@@ -64,14 +65,16 @@ def test_a_branch_below_a_branch() -> None:
     assert batch.nodes == (Node(0, 1, -1), Node(1, 2, 0), Node(2, 3, 0), Node(3, 4, 2), Node(4, 5, 2))
 
 
-def test_examples_stand_apart_even_with_equal_prompts() -> None:
+def test_examples_whose_prompts_begin_alike_share_the_beginning() -> None:
     first = example([[5, 6, 1], [5, 7, 1]], [1, 1], [Comparison(1, 0, 0.75)], alpha=0.5)
     second = example([[5, 8, 1], [5, 6, 1], [5, 7, 1]], [1, 1, 1], [Comparison(0, 2, 1.0), Comparison(1, 2, 0.25)])
     batch = collate([first, second])
-    assert batch.input_ids.tolist() == [5, 6, 7, 5, 6, 7, 8]
-    assert batch.position_ids.tolist() == [0, 1, 1, 0, 1, 1, 1]
-    assert batch.subtree_end.tolist() == [3, 2, 3, 7, 5, 6, 7]
-    assert [node.parent for node in batch.nodes] == [-1, 0, 0, -1, 3, 3, 3]
+    assert batch.input_ids.tolist() == [5, 6, 7, 8]
+    assert batch.position_ids.tolist() == [0, 1, 1, 1]
+    assert batch.subtree_end.tolist() == [4, 2, 3, 4]
+    assert [node.parent for node in batch.nodes] == [-1, 0, 0, 0]
+    assert edges(batch) == [[(0, 6), (1, 1)], [(0, 7), (2, 1)], [(0, 8), (3, 1)], [(0, 6), (1, 1)], [(0, 7), (2, 1)]]
+    assert len(batch.edge_source) == 6
     assert batch.response_example.tolist() == [0, 0, 1, 1, 1]
     assert batch.comparisons.tolist() == [[1, 0], [2, 4], [3, 4]]
     assert batch.shares.tolist() == [0.75, 1.0, 0.25]
@@ -111,9 +114,9 @@ def forests(draw: st.DrawFn) -> list[EncodedExample]:
     return examples
 
 
-def prefixes_of(row: EncodedExample) -> set[tuple[int, ...]]:
+def prefixes_of(examples: list[EncodedExample]) -> set[tuple[int, ...]]:
     """The tokens that the network must see, each as the path that leads to it; a last token predicts nothing."""
-    return {s[:length] for s in row.sequences for length in range(1, len(s))}
+    return {s[:length] for row in examples for s in row.sequences for length in range(1, len(s))}
 
 
 def paths_by_depth(batch: PreferenceBatch) -> list[tuple[int, ...]]:
@@ -129,18 +132,15 @@ def paths_by_depth(batch: PreferenceBatch) -> list[tuple[int, ...]]:
 
 @settings(max_examples=300, deadline=None)
 @given(forests())
-def test_tokens_and_mask_are_those_of_the_sets_of_prefixes(examples: list[EncodedExample]) -> None:
+def test_tokens_and_mask_are_those_of_the_set_of_prefixes(examples: list[EncodedExample]) -> None:
     batch = collate(examples)
-    owner = [n for n, row in enumerate(examples) for _ in prefixes_of(row)]
     paths = paths_by_depth(batch)
-    assert len(paths) == batch.num_tokens == len(owner)
-    for n, row in enumerate(examples):
-        own = [path for path, who in zip(paths, owner, strict=True) if who == n]
-        assert set(own) == prefixes_of(row)
+    assert len(paths) == batch.num_tokens == len(prefixes_of(examples))
+    assert set(paths) == prefixes_of(examples)
     ends = batch.subtree_end.tolist()
     for i in range(len(paths)):
         for j in range(len(paths)):
-            is_ancestor = owner[i] == owner[j] and paths[i][: len(paths[j])] == paths[j]
+            is_ancestor = paths[i][: len(paths[j])] == paths[j]
             assert (j <= i < ends[j]) == is_ancestor
 
 
@@ -155,10 +155,9 @@ def test_edges_are_those_of_the_sequences(examples: list[EncodedExample]) -> Non
         for sequence, start in zip(row.sequences, row.starts, strict=True)
     ]
     assert [[(paths[source], target) for source, target in response] for response in found] == expected
-    owner = [n for n, row in enumerate(examples) for _ in prefixes_of(row)]
-    for response, who in zip(found, batch.response_example.tolist(), strict=True):
-        assert {owner[source] for source, _ in response} == {who}
-    distinct = {(owner[source], paths[source], target) for response in found for source, target in response}
+    owners = [n for n, row in enumerate(examples) for _ in row.sequences]
+    assert batch.response_example.tolist() == owners
+    distinct = {edge for response in found for edge in response}
     assert len(batch.edge_source) == len(batch.edge_target) == len(distinct)
 
 
@@ -167,18 +166,13 @@ def test_edges_are_those_of_the_sequences(examples: list[EncodedExample]) -> Non
 def test_nodes_are_the_maximal_unbranched_runs(examples: list[EncodedExample]) -> None:
     batch = collate(examples)
     paths = paths_by_depth(batch)
-    owner = [n for n, row in enumerate(examples) for _ in prefixes_of(row)]
-    index = {(who, path): i for i, (who, path) in enumerate(zip(owner, paths, strict=True))}
-    only_children = set()
-    for who, path in index:
-        siblings = [other for owner_, other in index if owner_ == who and other[:-1] == path[:-1]]
-        if len(path) > 1 and len(siblings) == 1:
-            only_children.add(index[who, path])
-    cuts = [i for i in range(len(paths)) if i not in only_children]
+    index = {path: i for i, path in enumerate(paths)}
+    children = Counter(path[:-1] for path in paths)
+    cuts = [i for i, path in enumerate(paths) if len(path) == 1 or children[path[:-1]] > 1]
     assert [node.start for node in batch.nodes] == cuts
     assert [node.end for node in batch.nodes] == [*cuts[1:], len(paths)]
     for node in batch.nodes:
-        parent = index.get((owner[node.start], paths[node.start][:-1]), -1)
+        parent = index.get(paths[node.start][:-1], -1)
         holds = [n for n, other in enumerate(batch.nodes) if other.start <= parent < other.end]
         assert [node.parent] == (holds or [-1])
 
