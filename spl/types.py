@@ -59,9 +59,9 @@ class PreferenceBatch(NamedTuple):
     """B examples with R responses in all, as a forest of token tries laid out depth first in one row of T tokens.
 
     A token stands once, however many responses, of one example or of several, begin with it. Token i may attend to
-    token j if and only if
-    `j <= i < subtree_end[j]`. An edge is a (predicting token, next token) pair of a response; a response's
-    log-probability is the sum over its edges. The last token of a response predicts nothing, so it is not in the row.
+    token j if and only if `j <= i < subtree_end[j]`. An edge is a (predicting token, next token) pair of a response; a
+    response's log-probability is the sum over its edges. The last token of a response predicts nothing, so it is not
+    in the row.
 
     Shapes: T tokens, E edges, M (response, edge) members, R responses, C comparisons, B examples.
     """
