@@ -67,7 +67,7 @@ class SPLCommand(LightningCLI):
     """Parses a command line, builds the three objects, and runs the command."""
 
     def __init__(self, args: list[str]) -> None:
-        strict = {"allow_abbrev": False}
+        strict: dict[str, Any] = {"allow_abbrev": False}
         quiet()
         super().__init__(
             PreferenceModule,
@@ -75,7 +75,10 @@ class SPLCommand(LightningCLI):
             save_config_callback=None,
             seed_everything_default=0,
             parser_class=Parser,
-            parser_kwargs={**strict, **{name: dict(strict) for name in self.subcommands()}},
+            parser_kwargs={
+                **strict,
+                **{name: strict | {"usage": f"spl {name} --config CONFIG [settings]"} for name in self.subcommands()},
+            },
             trainer_defaults={
                 "num_sanity_val_steps": 0,  # the longest batch and a whole validation run before step 1
                 "inference_mode": False,  # FSDP2 cannot run under it
