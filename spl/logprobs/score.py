@@ -69,7 +69,10 @@ def prepare(model: nn.Module, scorer: str) -> None:
 
 def plain_attention(model: nn.Module) -> str:
     """transformers' own attention for a model: its "sdpa" knows no soft-cap and no attention sinks."""
-    return "sdpa" if base_of(model)._supports_sdpa else "eager"
+    base = base_of(model)
+    # transformers 5.17 offers sdpa for a soft-capped model and then leaves the cap out.
+    capped = getattr(base.config.get_text_config(), "attn_logit_softcapping", None)
+    return "sdpa" if base._supports_sdpa and not capped else "eager"
 
 
 @torch.no_grad()

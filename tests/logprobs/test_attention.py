@@ -78,6 +78,7 @@ class TestPreparedModelInOrdinaryUse:
     @pytest.mark.parametrize("rows", [slice(0, 2), slice(1, 2)], ids=["padded", "unpadded"])
     def test_generation(self, family: str, rows: slice) -> None:
         model = build(family)
+        prepare(model, "plain")
         expected = self.generate(model, self.ids[rows])
         prepare(model, "forest")
         torch.testing.assert_close(self.generate(model, self.ids[rows]), expected, rtol=1e-4, atol=1e-4)
@@ -98,6 +99,7 @@ class TestPreparedModelInOrdinaryUse:
         model = build(family)
         real = torch.tensor([7, 4 if padded else 7])[:, None] > torch.arange(7)
         arguments = {"input_ids": self.ids.flip(0, 1) * real, "attention_mask": real.long() if padded else None}
+        prepare(model, "plain")
         expected = model(**arguments).logits
         prepare(model, "forest")
         torch.testing.assert_close(model(**arguments).logits[real], expected[real], rtol=1e-4, atol=1e-4)

@@ -127,6 +127,8 @@ class KeepFloat64(TorchFunctionMode):
                 return args[0]
             if kwargs.get("dtype") is torch.float32:
                 kwargs["dtype"] = torch.float64
+            if func in (Tensor.matmul, Tensor.__matmul__):  # of what came as float64 and what was made float32
+                args = (args[0], args[1].to(torch.float64))
         return func(*args, **kwargs)
 
 
