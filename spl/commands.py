@@ -120,8 +120,7 @@ class SPLCommand(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.settings
-        # Processes that this one launches run the same command: they find the same folder.
-        self.output = Path(settings.output or os.environ.setdefault("SPL_OUTPUT", _default_output(settings.config)))
+        self.output = Path(settings.output or _default_output(settings.config))
         for name, value in (
             ("checkpoint.dirpath", settings.checkpoint.dirpath),
             ("trainer.default_root_dir", settings.trainer.default_root_dir),
@@ -214,9 +213,11 @@ def _without_secrets(value: Any) -> Any:
 
 
 def _default_output(configs: Any) -> str:
-    """runs/NAME-TIME, by the last config file's name."""
-    name = Path(str(configs[-1])).stem if configs else "fit"
-    return f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    """runs/NAME-TIME, by the last config file's name; the processes that a run launches find the same."""
+    if "LOCAL_RANK" not in os.environ:
+        name = Path(str(configs[-1])).stem if configs else "fit"
+        os.environ["SPL_OUTPUT"] = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return os.environ.get("SPL_OUTPUT", "runs/fit")
 
 
 def _log_to(path: Path) -> None:

@@ -37,7 +37,7 @@ class PreferenceDataModule(LightningDataModule):
         turn_end: "template" scores all that ends a turn, "eos" stops at the end-of-sequence token.
         columns: our column names to the data's, as {chosen: better, rejected: worse}.
         bad_rows: a row that cannot be used stops the run ("raise"), or is skipped and counted ("skip").
-        streaming: read while training instead of tokenising all first; takes val_path, val_split or a whole val_size.
+        streaming: read while training instead of tokenising all first; held-out data then need val_path or val_split.
         buffer_size: rows that a stream is shuffled within.
         num_workers: processes that prepare batches.
         seed: of the order of examples and of what is set apart.

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is infinite or not a number."""
+    """The loss, or a weight that the last step made, is infinite or not a number."""
 
 
 class PolicyModule(LightningModule):
@@ -176,6 +176,12 @@ class PolicyModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        # Raised before a file is touched, so that the last good checkpoint stays.
+        if not all(weight.isfinite().all() for weight in checkpoint["state_dict"].values()):
+            raise NonFiniteLossError(
+                f"the weights are not finite after step {self.global_step}, and were not saved; checkpoints saved "
+                "before are kept. Lower model.lr, or set trainer.gradient_clip_val."
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}

@@ -155,6 +155,17 @@ def test_checkpoints_hold_what_trains_and_refuse_another_model(tmp_path: Path) -
         )
 
 
+def test_weights_that_are_not_finite_leave_the_last_good_checkpoint(tmp_path: Path) -> None:
+    module, _ = fit(tmp_path, 2)
+    path = tmp_path / "last.ckpt"
+    module.trainer.save_checkpoint(path)
+    good = path.read_bytes()
+    next(iter(p for p in module.parameters() if p.requires_grad)).data[0] = math.inf
+    with pytest.raises(NonFiniteLossError, match="not finite after step 2, and were not saved"):
+        module.trainer.save_checkpoint(path)
+    assert path.read_bytes() == good
+
+
 class Stop(Callback):
     """Asks the run to stop, as a signal would, during a step."""
 
