@@ -24,6 +24,7 @@ from spl.callbacks.export import Export
 from spl.callbacks.interrupt import InterruptCheckpoint
 from spl.callbacks.predictions import PredictionWriter
 from spl.callbacks.progress import ProgressBar
+from spl.callbacks.reference_cache import ReferenceCache
 from spl.callbacks.run_folder import MetricsLogger, RunFolder
 from spl.callbacks.start import StartEndValidation, StartReport
 from spl.callbacks.throughput import ThroughputMonitor
@@ -112,6 +113,7 @@ class SPLCommand(LightningCLI):
             }
         )
         parser.add_lightning_class_args(Export, "export")
+        parser.add_lightning_class_args(ReferenceCache, "reference")
 
     @property
     def settings(self) -> Any:

@@ -6,6 +6,7 @@ tokenizer, built in code. Dropout is switched off for good: policy and reference
 """
 
 import copy
+import hashlib
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,12 +19,15 @@ from tokenizers.models import BPE
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from spl.lora import FusedLinear
 from spl.types import UserError
 
 Dtype = Literal["float32", "bfloat16"]
 ExportFormat = Literal["merged", "adapter"]
 
 TINY = "tiny"
+# Entries of a config that move no number.
+_NOT_WEIGHTS = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
 _TINY_SPECIAL = ("<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 _TINY_TEMPLATE = (
     "<|bos|>{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
@@ -77,6 +81,8 @@ def load_policy(
         lora = LoraConfig(
             r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
         )
+        if not getattr(model, "is_quantized", False):
+            lora._register_custom_module({nn.Linear: FusedLinear})
         try:
             model = get_peft_model(model, lora)
         except ValueError as error:
@@ -108,6 +114,21 @@ def load_model(
 
 def _base_of_adapter(folder: str) -> str:
     return str(json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"])
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of a policy's starting weights and of what its config makes of them; adapters are no part of it.
+
+    A model with fresh adapters and the same one without have one fingerprint.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = {k: v for k, v in base.config.to_dict().items() if k not in _NOT_WEIGHTS}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in (*base.named_parameters(), *base.named_buffers()):
+        if ".lora_" not in name:
+            digest.update(f"{name.replace('.base_layer', '')} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

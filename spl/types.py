@@ -79,6 +79,8 @@ class PreferenceBatch(NamedTuple):
     shares: Tensor  # [C] float32, share preferring the first
     alphas: Tensor  # [B] float32, NaN where the run's alpha applies
     rows: tuple[str, ...]  # [B] where each example came from
+    weight: float  # of its mean loss in the optimiser step, whose micro-batches may differ in size
+    response_keys: tuple[bytes, ...]  # [R] hashes of each response's prompt and tokens
 
     @property
     def num_examples(self) -> int:
@@ -107,7 +109,7 @@ class StepOutput(TypedDict):
     """What a step returns. Only `loss` carries a gradient; callbacks read the other entries, never `loss`."""
 
     loss: Tensor  # []
-    objective: Tensor  # [] the same number, detached
+    objective: Tensor  # [] mean loss of the batch's examples, detached; `loss` has the weight in its step besides
     policy_logps: Tensor  # [R]
     reference_logps: Tensor  # [R]
     entropies: Tensor  # [R]

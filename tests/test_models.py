@@ -1,6 +1,8 @@
 """Loading and saving, against transformers and peft themselves."""
 
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import spl.models
-from spl.models import frozen_copy, load_model, load_policy, load_tokenizer, save_policy
+from spl.models import fingerprint, frozen_copy, load_model, load_policy, load_tokenizer, save_policy
 from spl.types import UserError
 
 IDS = torch.arange(30)[None]
@@ -91,6 +93,69 @@ def test_a_frozen_copy_stays_behind() -> None:
     moved(policy)
     assert torch.equal(logits(copy), before)
     assert not any(p.requires_grad for p in copy.parameters())
+
+
+def test_one_starting_policy_has_one_fingerprint(tmp_path: Path) -> None:
+    start = fingerprint(load_model("tiny"))
+    load_model("tiny").save_pretrained(tmp_path)
+    for name in ("tiny", str(tmp_path)):
+        for rank in (0, 4, 8):
+            policy = load_policy(name, lora_rank=rank, gradient_checkpointing=rank == 8)
+            assert fingerprint(policy) == fingerprint(frozen_copy(policy)) == start
+    policy = load_policy("tiny", lora_rank=4, lora_alpha=8, lora_targets=["q_proj", "down_proj"])
+    assert not torch.equal(logits(policy), logits(moved(policy)))
+    assert fingerprint(policy) == start
+    assert fingerprint(moved(load_policy("tiny", lora_rank=0))) != start
+
+
+def test_a_policy_after_an_adapter_has_a_fingerprint_of_its_own(tmp_path: Path, tiny_tokenizer) -> None:
+    save_policy(moved(load_policy("tiny", lora_rank=4)), tiny_tokenizer, tmp_path, "adapter", IDS)
+    further = [fingerprint(load_policy(str(tmp_path), lora_rank=rank)) for rank in (4, 0)]
+    assert further[0] == further[1] != fingerprint(load_policy("tiny"))
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("name", ["embed_tokens", "layers.1.mlp.down_proj", "model.norm"])
+def test_one_bit_of_a_weight_makes_another_fingerprint(name: str, rank: int) -> None:
+    policy = load_policy("tiny", lora_rank=rank)
+    before = fingerprint(policy)
+    weight = next(p for n, p in policy.named_parameters() if name in n and "lora_" not in n)
+    weight.data.view(torch.int32).view(-1)[-1] ^= 1
+    assert fingerprint(policy) != before
+    weight.data.view(torch.int32).view(-1)[-1] ^= 1
+    assert fingerprint(policy) == before
+
+
+def test_a_dtype_makes_another_fingerprint() -> None:
+    half = load_policy("tiny", dtype="bfloat16")
+    found = [fingerprint(half), fingerprint(half.float()), fingerprint(load_policy("tiny"))]
+    assert len(set(found)) == 3
+    policy = load_policy("tiny", dtype="bfloat16")
+    before, weight = fingerprint(policy), next(policy.parameters())
+    weight.data = weight.data.view(torch.float16)  # the same bytes
+    assert fingerprint(policy) != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config["rope_parameters"].update(rope_theta=5e5),
+        lambda config: config.update(rms_norm_eps=1e-5),
+        lambda config: config.update(num_attention_heads=2, num_key_value_heads=1, head_dim=32),
+    ],
+    ids=["rope_theta", "rms_norm_eps", "heads"],
+)
+def test_a_config_makes_another_fingerprint(tmp_path: Path, change: Callable[[dict], None]) -> None:
+    model = load_model("tiny")
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    other = load_model(str(tmp_path))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+    assert not torch.allclose(logits(other), logits(model), atol=1e-6)
+    assert fingerprint(other) != fingerprint(model)
 
 
 @pytest.mark.parametrize(

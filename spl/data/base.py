@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from lightning import LightningDataModule
 
+from spl.data.budget import Balanced, fewest
 from spl.data.collate import EncodedExample, collate
 from spl.data.encode import BadRows, EncodedData, Report, RowEncoder, encode_source
 from spl.data.files import is_local
@@ -29,7 +30,13 @@ class PreferenceDataModule(LightningDataModule):
         val_path: held-out data; None sets a part of the training data apart.
         val_split: split of the Hub data set (of val_path, or else of path) that is held out.
         val_size: examples set apart, or a share below 1; whole prompts, so none stands on both sides.
-        batch_size: examples a micro-batch and device; an optimiser step sees it times devices and accumulation.
+        batch_size: examples a batch and device; an optimiser step sees it times devices and accumulation.
+        max_tokens: most distinct tokens that go through the network at a time. Each step's examples are then shared out
+            among more micro-batches (trainer.accumulate_grad_batches is raised while the run lasts, and with it what
+            else counts batches); the step and its gradient stay what they are. A last incomplete step of an epoch is
+            left out.
+        group_by_length: share each step's examples out among its micro-batches and devices by length, so that all take
+            alike long; changes nothing but speed. Always so where max_tokens is given.
         max_length: most tokens of a prompt and response together.
         truncation: of longer rows: "cut" drops the oldest tokens of the prompt, alike for all responses, and then ends
             of responses; "drop" leaves the row out; "raise" stops.
@@ -53,6 +60,8 @@ class PreferenceDataModule(LightningDataModule):
         val_split: str | None = None,
         val_size: float = 0.0,
         batch_size: int = 8,
+        max_tokens: int | None = None,
+        group_by_length: bool = False,
         max_length: int = 1024,
         truncation: Truncation = "cut",
         template: Template = "auto",
@@ -67,6 +76,13 @@ class PreferenceDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.batch_size must be 1 or more, but is {batch_size}.")
+        if max_tokens is not None and max_tokens < 1:
+            raise UserError(f"data.max_tokens must be 1 or more, but is {max_tokens}.")
+        if streaming and (max_tokens or group_by_length):
+            raise UserError(
+                "a stream does not tell its lengths ahead: with data.streaming leave out data.max_tokens and "
+                "data.group_by_length, and lower data.batch_size (raising trainer.accumulate_grad_batches) instead."
+            )
         if val_size < 0 or (val_size > 1 and val_size != int(val_size)):
             raise UserError(f"data.val_size must be a share below 1 or a whole number of examples, but is {val_size}.")
         if val_split and not val_path and (path == SURVEY or is_local(path)):
@@ -84,6 +100,7 @@ class PreferenceDataModule(LightningDataModule):
         self.val: EncodedData | None = None
         self.everything: EncodedData | None = None
         self._sampled: list[EncodedExample] = []
+        self._given: dict[str, Any] = {}  # the trainer's settings as the user gave them, while they are raised
 
     @property
     def encoder(self) -> RowEncoder:
@@ -107,11 +124,69 @@ class PreferenceDataModule(LightningDataModule):
             self._load()
         if stage in ("validate", "test") and not self.val:
             raise UserError("there is no held-out data: set data.val_path, data.val_split or data.val_size.")
-        if stage == "fit" and self.train is not None and not self.train_dataloader_length():
+        if stage == "fit" and self.train is not None:
+            plan = self._plan()
+            if not len(plan):
+                needed = plan.step_size if isinstance(plan, Balanced) else plan.batch_size * plan.world
+                raise UserError(
+                    f"{self.source.path} has {len(self.train)} examples to train on, fewer than the {needed} that go "
+                    "into one step: lower data.batch_size."
+                )
+            if self.hparams["max_tokens"] and not self._given:
+                self._keep_to_budget(self.train)
+
+    def _keep_to_budget(self, train: EncodedData) -> None:
+        """Raise the number of micro-batches a step until none exceeds max_tokens."""
+        budget, trainer = self.hparams["max_tokens"], self.trainer
+        assert trainer is not None
+        longest = int(train.num_tokens.argmax())
+        if train.num_tokens[longest] > budget:
             raise UserError(
-                f"{self.source.path} has {len(self.train)} examples to train on, fewer than a round of batches needs "
-                f"({self.hparams['batch_size']} times {self._world} processes): lower data.batch_size."
+                f"data.max_tokens is {budget}, but {train[longest].row} alone has {train.num_tokens[longest]} distinct "
+                "tokens: raise it, or lower data.max_length."
             )
+        before = trainer.accumulate_grad_batches
+        step_size = self.hparams["batch_size"] * before * self._world
+        number = fewest(train.num_tokens, step_size, budget, before, self._world, self.hparams["seed"], self._epochs())
+        for name in ("accumulate_grad_batches", "limit_train_batches", "val_check_interval"):
+            value = self._given[name] = getattr(trainer, name)
+            if type(value) is int:  # batches; a float is a share
+                setattr(trainer, name, -(-value * number // before))
+
+    def _epochs(self) -> int:
+        """Epochs that the run will see."""
+        trainer, plan = self.trainer, self._plan()
+        assert trainer is not None
+        steps_an_epoch = max(len(plan) // trainer.accumulate_grad_batches, 1)
+        bounds = [trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
+        bounds += [-(-trainer.max_steps // steps_an_epoch)] if trainer.max_steps > 0 else []
+        return min(bounds, default=1)
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and self.trainer is not None:
+            for name, value in self._given.items():
+                setattr(self.trainer, name, value)
+            self._given = {}
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.teardown("fit")  # Lightning calls it only where a run ends well
+
+    def state_dict(self) -> dict[str, Any]:
+        plan = self._plan() if self.train is not None else None
+        return {"step_size": plan.step_size, "micro_batches": plan.micro_batches} if isinstance(plan, Balanced) else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `convert_progress`, which has the rest of the checkpoint as well."""
+
+    def convert_progress(self, checkpoint: dict[str, Any]) -> None:
+        """Count what a checkpoint's run has done in the micro-batches of this run, which may keep to another budget."""
+        before, now = checkpoint.get(type(self).__qualname__, {}), self.state_dict()
+        if before == now or before.get("step_size") != now.get("step_size"):
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for part in ("total", "current"):
+            counts = progress[part].items()
+            progress[part] = {k: -(-v // before["micro_batches"]) * now["micro_batches"] for k, v in counts}
 
     def _load(self) -> None:
         hp = self.hparams
@@ -145,13 +220,15 @@ class PreferenceDataModule(LightningDataModule):
             return epoch + 1, 0  # saved at the end of an epoch, which Lightning closes after this is asked
         return epoch, progress.current.ready
 
-    def train_dataloader_length(self) -> int:
-        """Batches an epoch on each process."""
-        return len(self._plan()(0))
-
-    def _plan(self) -> Shuffled:
+    def _plan(self) -> Shuffled | Balanced:
+        hp = self.hparams
         assert self.train is not None
-        return Shuffled(len(self.train), self.hparams["batch_size"], self.hparams["seed"], self._rank, self._world)
+        if not (hp["max_tokens"] or hp["group_by_length"]):
+            return Shuffled(len(self.train), hp["batch_size"], hp["seed"], self._rank, self._world)
+        assert self.trainer is not None
+        accumulated = self.trainer.accumulate_grad_batches
+        step_size = hp["batch_size"] * self._given.get("accumulate_grad_batches", accumulated) * self._world
+        return Balanced(self.train.num_tokens, step_size, accumulated, hp["seed"], self._rank, self._world)
 
     def train_dataloader(self) -> BatchLoader | StreamLoader:
         hp = self.hparams
@@ -198,15 +275,16 @@ class PreferenceDataModule(LightningDataModule):
         return collate([self.train[k] for k in self._plan()(0)[0]])
 
     def longest_batch(self) -> PreferenceBatch:
-        """As many examples as a batch holds, the longest of all (of a stream, of its first 256)."""
+        """The largest batch, or as many examples as one holds, the longest of all (of a stream, of its first 256)."""
         size = self.hparams["batch_size"]
         if self.train is None:
             return collate(sorted(self._sample(), key=lambda e: e.num_tokens)[-size:])
+        if isinstance(plan := self._plan(), Balanced):
+            return collate([self.train[k] for k in plan.largest(self._epochs())])
         return collate([self.train[int(k)] for k in np.argsort(self.train.num_tokens, kind="stable")[-size:]])
 
     def describe(self) -> dict[str, str]:
         """What is trained on, for the start-up report."""
-        hp = self.hparams
         apart = f"of {self.val_source.path}" if self.val_source else "set apart"
         held_out = f"{len(self.val):,} examples {apart}" if self.val else "none"
         if self.train is None:
@@ -218,10 +296,17 @@ class PreferenceDataModule(LightningDataModule):
         if own_alpha:
             counts += f"; {own_alpha:,} carry an alpha of their own, which goes before model.alpha"
         return {
-            "training data": f"{self.source.path}: {counts}; {len(self.train):,} train, batches of {hp['batch_size']}",
+            "training data": f"{self.source.path}: {counts}; {len(self.train):,} train, {self._sizes()}",
             "held-out data": held_out,
             "distinct tokens": f"an example at most: {marks}, longest {int(lengths.max()):,}",
         }
+
+    def _sizes(self) -> str:
+        plan, hp = self._plan(), self.hparams
+        if not isinstance(plan, Balanced):
+            return f"batches of {hp['batch_size']}"
+        most = f" of at most {hp['max_tokens']:,} distinct tokens" if hp["max_tokens"] else ""
+        return f"steps of {plan.step_size} in {plan.parts} micro-batches{most}"
 
     def decoded_example(self) -> str:
         """The first training example's first response as the model sees it, its scored span marked."""

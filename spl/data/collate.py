@@ -8,9 +8,11 @@ subtree_end 4 4 3 4.
 """
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -95,8 +97,14 @@ def common(a: Sequence[Any], b: Sequence[Any]) -> int:
     return min(len(a), len(b))
 
 
-def collate(examples: list[EncodedExample]) -> PreferenceBatch:
-    """Lay out a batch. The order of examples, and of responses within each, is kept in the indices."""
+def collate(examples: list[EncodedExample], share: float | None = None) -> PreferenceBatch:
+    """Lay out a batch. The order of examples, and of responses within each, is kept in the indices.
+
+    Args:
+        examples: of one micro-batch.
+        share: weight of each in its optimiser step, where micro-batches differ in size: micro-batches of the step over
+            its examples. None gives the batch the weight 1.
+    """
     trie = _Trie([sequence[:-1] for example in examples for sequence in example.sequences])
     edges: dict[tuple[int, int], int] = {}
     member_edge: list[int] = []
@@ -112,9 +120,8 @@ def collate(examples: list[EncodedExample]) -> PreferenceBatch:
                 member_edge.append(edges.setdefault((source, target), len(edges)))
                 member_response.append(len(response_example))
             response_example.append(number)
-        for i, j, share in example.comparisons:
-            comparisons.append((first + i, first + j))
-            shares.append(share)
+        comparisons += [(first + c.first, first + c.second) for c in example.comparisons]
+        shares += [c.share for c in example.comparisons]
     sources, targets = zip(*edges, strict=True)
     return PreferenceBatch(
         input_ids=torch.tensor(trie.ids),
@@ -130,4 +137,13 @@ def collate(examples: list[EncodedExample]) -> PreferenceBatch:
         shares=torch.tensor(shares, dtype=torch.float32),
         alphas=torch.tensor([math.nan if e.alpha is None else e.alpha for e in examples], dtype=torch.float32),
         rows=tuple(e.row for e in examples),
+        weight=1.0 if share is None else len(examples) * share,
+        response_keys=tuple(
+            response_key(s, start) for e in examples for s, start in zip(e.sequences, e.starts, strict=True)
+        ),
     )
+
+
+def response_key(sequence: Sequence[int], start: int) -> bytes:
+    """Of a tokenised prompt and response, whose first scored token is at `start`."""
+    return blake2b(array("i", (start, *sequence)).tobytes(), digest_size=16).digest()

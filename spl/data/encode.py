@@ -133,6 +133,7 @@ class EncodedData(torch.utils.data.Dataset[EncodedExample]):
     def __init__(self, table: Any, report: Report) -> None:
         self.table = table
         self.report = report
+        self.num_tokens = np.asarray(table["num_tokens"][:])  # [N] an upper bound of each example's distinct tokens
 
     def __len__(self) -> int:
         return len(self.table)
@@ -146,11 +147,6 @@ class EncodedData(torch.utils.data.Dataset[EncodedExample]):
             alpha=row["alpha"],
             row=row["row"],
         )
-
-    @property
-    def num_tokens(self) -> Any:
-        """[N] an upper bound of each example's distinct tokens."""
-        return np.asarray(self.table["num_tokens"][:])
 
     def split(self, size: int, seed: int) -> tuple["EncodedData", "EncodedData"]:
         """(the others, at least `size` examples set apart): whole prompts, so that none stands on both sides."""

@@ -111,6 +111,10 @@ def _prompt_and_replies(row: dict[str, Any], replies: dict[str, Any]) -> tuple[l
             raise UserError(
                 f"{name} must differ from {next(iter(replies))} in the last reply alone, but an earlier turn differs."
             )
+    if prompts[0][-1]["role"] == "assistant":
+        raise UserError(
+            f"{next(iter(replies))} must answer a turn that a reply can follow, but follows one of the assistant's."
+        )
     return prompts[0], texts
 
 

@@ -6,12 +6,14 @@ A loader asks for its position when the first batch is drawn, which is after a c
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from spl.data.budget import Balanced, shuffled
 from spl.data.collate import EncodedExample, collate
 from spl.data.encode import EncodedData, Report, RowEncoder
 from spl.types import PreferenceBatch
@@ -37,12 +39,13 @@ class Shuffled:
     rank: int = 0
     world: int = 1
 
+    def __len__(self) -> int:
+        return self.num_examples // (self.batch_size * self.world)
+
     def __call__(self, epoch: int) -> list[list[int]]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-        order = torch.randperm(self.num_examples, generator=generator).tolist()
+        order = shuffled(self.num_examples, self.seed, epoch)
         size = self.batch_size
-        rounds = self.num_examples // (size * self.world)
-        starts = [(k * self.world + self.rank) * size for k in range(rounds)]
+        starts = [(k * self.world + self.rank) * size for k in range(len(self))]
         return [order[start : start + size] for start in starts]
 
 
@@ -58,9 +61,11 @@ class InOrder:
     rank: int = 0
     world: int = 1
 
+    def __len__(self) -> int:
+        return min(-(-self.num_examples // (self.batch_size * self.world)), self.num_examples // self.world)
+
     def __call__(self, epoch: int) -> list[list[int]]:
-        per_rank = min(-(-self.num_examples // (self.batch_size * self.world)), self.num_examples // self.world)
-        groups = torch.arange(self.num_examples).tensor_split(per_rank * self.world)
+        groups = torch.arange(self.num_examples).tensor_split(len(self) * self.world)
         return [group.tolist() for group in groups[self.rank :: self.world]]
 
 
@@ -78,7 +83,11 @@ class BatchLoader(_Resumable):
     """Batches of examples that can be addressed."""
 
     def __init__(
-        self, examples: EncodedData, plan: Shuffled | InOrder, position: Position = beginning, num_workers: int = 0
+        self,
+        examples: EncodedData,
+        plan: Shuffled | InOrder | Balanced,
+        position: Position = beginning,
+        num_workers: int = 0,
     ) -> None:
         self.examples = examples
         self.plan = plan
@@ -86,12 +95,18 @@ class BatchLoader(_Resumable):
         self.num_workers = num_workers
 
     def __len__(self) -> int:
-        return len(self.plan(0))
+        return len(self.plan)
 
     def __iter__(self) -> Iterator[PreferenceBatch]:
         epoch, done = self.position()
-        batches = self.plan(epoch)[done:]
-        yield from DataLoader(self.examples, batch_sampler=batches, collate_fn=collate, **_loading(self.num_workers))
+        plan = self.plan
+        share = plan.parts / plan.step_size if isinstance(plan, Balanced) else None
+        yield from DataLoader(
+            self.examples,
+            batch_sampler=plan(epoch)[done:],
+            collate_fn=partial(collate, share=share),
+            **_loading(self.num_workers),
+        )
 
 
 class StreamLoader(_Resumable):

@@ -53,20 +53,47 @@ def _logits(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
     else:
         raw = widen(hidden) @ widen(head.weight).t()
     if head.bias is not None:
-        raw = raw + widen(head.bias)
+        raw += widen(head.bias)
     if head.scale != 1.0:
-        raw = raw * head.scale
+        raw *= head.scale
     if head.softcap is None:
         return raw, None
     squashed = torch.tanh(raw / head.softcap)
     return head.softcap * squashed, head.scale * (1 - squashed**2)
 
 
-def _logit_gradient(probs: Tensor, target: Tensor, slope: Tensor | None, scale: float) -> Tensor:
-    """d log p(target) / d (W h + b) [n, V], in place of probs."""
-    gradient = probs.neg_()
-    gradient[torch.arange(len(target), device=target.device), target] += 1
-    return gradient.mul_(scale if slope is None else slope)
+class _Law(NamedTuple):
+    """The law of the next token at n positions, and what its target says of it."""
+
+    logps: Tensor  # [n] log p(target)
+    entropies: Tensor  # [n]
+    weights: Tensor  # [n, V] p times `total`
+    total: Tensor  # [n]
+    slope: Tensor | None  # [n, V] as of `_logits`
+
+
+def _law(hidden: Tensor, target: Tensor, head: Head) -> _Law:
+    """Two [n, V] buffers and as few passes over them as it takes: the passes cost as much as the products."""
+    logits, slope = _logits(hidden, head)
+    top = logits.amax(-1, keepdim=True)
+    picked = (logits.gather(1, target[:, None]) - top).squeeze(1)
+    weights = logits.sub_(top).exp()
+    total = weights.sum(-1)
+    log_z = total.log()
+    mean_logit = logits.mul_(weights).sum(-1) / total
+    return _Law(picked - log_z, log_z - mean_logit, weights, total, slope)
+
+
+def _direction(law: _Law, target: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
+    """d log p(target) / d hidden [n, H]: the target's row of the weight less the mean row under the law."""
+    weights, own, weight = law.weights, head.weight[target], head.weight
+    if law.slope is None:
+        own = head.scale * own
+    else:
+        weights = weights.mul_(law.slope)
+        own = law.slope.gather(1, target[:, None]) * own
+    mean = widen(weights.to(dtype) @ weight.to(dtype)) / law.total[:, None]
+    return (own - (mean if law.slope is not None else head.scale * mean)).to(dtype)
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -79,16 +106,16 @@ class _TokenLogps(torch.autograd.Function):
         logps, entropies, directions = [], [], []
         with torch.autocast(hidden.device.type, enabled=False):
             for h, y in zip(torch.split(hidden, chunk), torch.split(target, chunk), strict=True):
-                logits, slope = _logits(h, head)
-                log_z = logits.logsumexp(-1)
-                logps.append(logits.gather(1, y[:, None]).squeeze(1) - log_z)
-                probs = (logits - log_z[:, None]).exp_()
-                entropies.append(log_z - torch.linalg.vecdot(probs, logits))
+                law = _law(h, y, head)
+                logps.append(law.logps)
+                entropies.append(law.entropies)
                 if ctx.needs_input_grad[0]:
-                    gradient = _logit_gradient(probs, y, slope, scale).to(h.dtype)
-                    directions.append(gradient @ weight.to(h.dtype))
+                    directions.append(_direction(law, y, head, h.dtype))
         ctx.settings = (scale, softcap, chunk)
-        ctx.save_for_backward(torch.cat(directions) if directions else None, hidden, weight, bias, target)
+        trains = any(ctx.needs_input_grad[1:3])
+        ctx.save_for_backward(
+            torch.cat(directions) if directions else None, hidden if trains else None, weight, bias, target
+        )
         result = torch.cat(logps), torch.cat(entropies)
         ctx.mark_non_differentiable(result[1])
         return result
@@ -100,7 +127,7 @@ class _TokenLogps(torch.autograd.Function):
         scale, softcap, chunk = ctx.settings
         grad_hidden = grad_weight = grad_bias = None
         if directions is not None:
-            grad_hidden = (directions * grad_logps[:, None]).to(hidden.dtype)
+            grad_hidden = (directions * grad_logps[:, None]).to(directions.dtype)
         if any(ctx.needs_input_grad[1:3]):
             head = Head(weight, bias, scale, softcap)
             grad_weight, grad_bias = _head_gradients(hidden, target, grad_logps, head, chunk)
@@ -116,8 +143,10 @@ def _head_gradients(
     pieces = (torch.split(x, chunk) for x in (hidden, target, grad_logps))
     with torch.autocast(hidden.device.type, enabled=False):
         for h, y, g in zip(*pieces, strict=True):
-            logits, slope = _logits(h, head)
-            gradient = _logit_gradient(logits.softmax(-1), y, slope, head.scale) * g[:, None]
+            law = _law(h, y, head)
+            gradient = law.weights.mul_((-g / law.total)[:, None])
+            gradient[torch.arange(len(y), device=y.device), y] += g
+            gradient *= head.scale if law.slope is None else law.slope
             grad_weight.addmm_(gradient.t(), widen(h))
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spl.logprobs.attention import FOREST, Forest, attention
+from spl.logprobs.attention import FOREST, attention
+from spl.logprobs.forest import Backend, Forest
 from spl.logprobs.linear import head_of, token_logps
 from spl.logprobs.sequence import sequence_logps
 from spl.types import Node, PreferenceBatch, ResponseLogps
@@ -22,7 +23,13 @@ def base_of(model: nn.Module) -> Any:
     return unwrap() if unwrap else model
 
 
-def score(model: nn.Module, batch: PreferenceBatch, scorer: str = "forest", chunk: int = 512) -> ResponseLogps:
+def score(
+    model: nn.Module,
+    batch: PreferenceBatch,
+    scorer: str = "forest",
+    chunk: int = 512,
+    backend: Backend = "auto",
+) -> ResponseLogps:
     """Log-probabilities and entropies of every response of a batch, in nats and float32.
 
     Args:
@@ -31,6 +38,7 @@ def score(model: nn.Module, batch: PreferenceBatch, scorer: str = "forest", chun
         batch: a forest of token tries.
         scorer: "forest" runs each distinct token once; "plain" is the padded definition.
         chunk: head positions projected at a time by "forest".
+        backend: the attention kernel of "forest"; see `spl.logprobs.kernels`.
 
     Raises:
         RuntimeError: the model is not prepared for "forest": another attention would ignore the forest in silence.
@@ -44,7 +52,7 @@ def score(model: nn.Module, batch: PreferenceBatch, scorer: str = "forest", chun
         input_ids=batch.input_ids[None],
         position_ids=batch.position_ids[None],
         use_cache=False,
-        forest=Forest(batch.nodes),
+        forest=Forest(batch, backend),
     ).last_hidden_state[0]
     edge_logps, edge_entropies = token_logps(hidden[batch.edge_source], batch.edge_target, head_of(base), chunk)
     per_token = edge_logps[batch.member_edge]
@@ -133,6 +141,8 @@ def first_examples(batch: PreferenceBatch, n: int) -> PreferenceBatch:
         shares=batch.shares[:compared],
         alphas=batch.alphas[:n],
         rows=batch.rows[:n],
+        weight=batch.weight,
+        response_keys=batch.response_keys[:responses],
     )
 
 

@@ -12,6 +12,8 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from spl.logprobs.forest import Backend
+from spl.logprobs.kernels import require
 from spl.logprobs.score import base_of, first_examples, gap_to_plain, prepare, score
 from spl.models import Dtype, ExportFormat, load_policy, load_tokenizer, save_policy
 from spl.types import PreferenceBatch, ResponseLogps, UserError
@@ -38,6 +40,8 @@ class PolicyModule(LightningModule):
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         scorer: "forest" runs every distinct token of a batch once, "plain" pads every response; "auto" compares the two
             on two real examples and takes the first unless they differ.
+        attention: kernel of the forest: "sdpa" runs anywhere; "flex" (FlexAttention) and "varlen" (flash attention, in
+            bfloat16) on CUDA; "auto" takes the fastest that can run.
         head_chunk: response tokens whose logits are held at a time.
         lr: peak learning rate of AdamW.
         betas: of AdamW; a second one of 0.95 forgets the first steps sooner in short runs.
@@ -60,6 +64,7 @@ class PolicyModule(LightningModule):
         lora_targets: str | list[str] = "all-linear",
         gradient_checkpointing: bool = False,
         scorer: Scorer = "auto",
+        attention: Backend = "auto",
         head_chunk: int = 512,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -101,11 +106,19 @@ class PolicyModule(LightningModule):
                 "and model.dtype bfloat16 for weights of half the size."
             )
 
+        low = self.trainer.precision == "bf16-mixed" or self.hparams["dtype"] == "bfloat16"
+        dtype = torch.bfloat16 if low else torch.float32
+        require(self.hparams["attention"], self.trainer.strategy.root_device, dtype)
+
     def configure_model(self) -> None:
         if hasattr(self, "policy"):
             return
+        self.policy = self.load_policy()
+
+    def load_policy(self) -> nn.Module:
+        """The policy as it starts."""
         hp = self.hparams
-        self.policy = load_policy(
+        return load_policy(
             hp["model"],
             dtype=hp["dtype"],
             lora_rank=hp["lora_rank"],
@@ -122,7 +135,7 @@ class PolicyModule(LightningModule):
         if self.scorer == "auto":
             self._choose_scorer(batch)
         prepare(model, self.scorer)
-        return score(model, batch, self.scorer, self.hparams["head_chunk"])
+        return score(model, batch, self.scorer, self.hparams["head_chunk"], self.hparams["attention"])
 
     def _choose_scorer(self, batch: PreferenceBatch) -> None:
         """Hold the fast scorer to the plain one on two real examples."""
@@ -130,6 +143,8 @@ class PolicyModule(LightningModule):
         allowed = 0.25 if low else 1e-3
         try:
             gap, reason = gap_to_plain(self.policy, first_examples(batch, 2)), ""
+        except UserError:
+            raise
         except Exception as error:  # an architecture may refuse in any way it likes
             gap, reason = float("inf"), f" ({type(error).__name__}: {error})"
         self.scorer = "forest" if gap <= allowed else "plain"
@@ -192,6 +207,9 @@ class PolicyModule(LightningModule):
                 f"the checkpoint holds other weights than this model trains ({len(odd)} names differ, first {odd[0]}): "
                 "give the model, lora_rank and lora_targets that it was trained with."
             )
+        data: Any = getattr(self._trainer, "datamodule", None)
+        if hasattr(data, "convert_progress"):
+            data.convert_progress(checkpoint)
 
     @contextmanager
     def generating(self) -> Iterator[None]:

@@ -1,16 +1,19 @@
 """Preference training: the policy, the frozen reference, the SPL loss."""
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
-from spl.models import frozen_copy
+from spl.logprobs.cache import LogpCache
+from spl.models import fingerprint
 from spl.modules.base import PolicyModule
 from spl.modules.figures import MEANS, preference_figures
 from spl.modules.memory import estimate_peak_memory
+from spl.modules.reference import Reference
 from spl.objective.loss import LossTerms, SPLLoss
 from spl.types import PreferenceBatch, StepOutput
 
@@ -28,7 +31,7 @@ class PreferenceModule(PolicyModule):
     """Soft Preference Learning of a policy from comparisons (arXiv 2511.08594); DPO where alpha = beta.
 
     The reference is the starting policy by construction: the policy with its adapters off, a frozen copy where all
-    weights train, and none where beta is 0.
+    weights train, numbers kept of either (see the callback ReferenceCache), and none where beta is 0.
 
     Args:
         model: a Hub id, a local folder, a .gguf file (also one in an installed package), or "tiny".
@@ -56,29 +59,39 @@ class PreferenceModule(PolicyModule):
         self.loss = SPLLoss(alpha, beta, global_temperature, label_smoothing, mass_weight)
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in MEANS})
         self.num = SumMetric()  # comparisons that accuracies are a mean of
+        self.reference: Reference | None = None
+        self.cache_folder: Path | None = None  # set before configure_model, by the callback ReferenceCache
 
     def configure_model(self) -> None:
-        built = hasattr(self, "policy")
+        if hasattr(self, "policy"):
+            return
         super().configure_model()
-        if not built and self.loss.beta and not self.trains_adapters:
-            # Outside the module tree: no optimiser, no checkpoint and no wrapper sees it.
-            self.__dict__["_reference"] = frozen_copy(self.policy)
+        if self.loss.beta:
+            cache = None
+            if self.cache_folder:
+                owner = f"{self.trainer.default_root_dir} {self.global_rank}" if self._trainer else ""
+                cache = LogpCache(self.cache_folder, fingerprint(self.policy), self._number_format(), owner)
+            self.reference = Reference(self.policy, self.load_policy, cache)
 
-    @property
-    def reference(self) -> nn.Module | None:
-        """The frozen copy of full fine-tuning; None where the reference is the policy without adapters, or none is."""
-        copy: nn.Module | None = self.__dict__.get("_reference")
-        return copy
+    def _number_format(self) -> str:
+        """What the reference's numbers depend on besides weights and tokens."""
+        precision = self.trainer.precision if self._trainer else "32-true"
+        dtype: str = self.hparams["dtype"]
+        return dtype if precision == "32-true" else f"{dtype}-{precision}"
 
     @torch.no_grad()
     def reference_logps(self, batch: PreferenceBatch) -> Tensor | None:
         """log pi_ref of the batch's responses [R], nats; None where beta is 0."""
-        if not self.loss.beta:
-            return None
         if self.reference is None:
-            with self.policy.disable_adapter():  # type: ignore[operator]
-                return self.score(batch).logps
-        return self.score(batch, self.reference.to(self.device)).logps
+            return None
+        trainer = self._trainer
+        together = None if trainer is None or trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision
+        return self.reference.logps(
+            batch,
+            lambda few, model: self.score(few, model).logps,
+            together or bool,
+            untrained=trainer is None or (trainer.state.fn == "fit" and trainer.global_step == 0),
+        )
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> StepOutput:
         return self._shared_step(batch, "train")
@@ -105,7 +118,7 @@ class PreferenceModule(PolicyModule):
         reference = torch.full_like(policy.logps, math.nan, requires_grad=False) if reference is None else reference
         terms = self.loss(policy.logps, reference, batch)
         output = StepOutput(
-            loss=terms.loss,
+            loss=terms.loss * batch.weight,
             objective=terms.loss.detach(),
             policy_logps=policy.logps.detach(),
             reference_logps=reference,
@@ -163,7 +176,7 @@ class PreferenceModule(PolicyModule):
             batch,
             head_chunk=self.hparams["head_chunk"],
             checkpointing=self.hparams["gradient_checkpointing"],
-            reference_copy=self.reference is not None,
+            reference_copy=self.reference is not None and self.reference.needs_copy(batch),
         )
 
     def describe(self) -> dict[str, str]:
@@ -171,12 +184,7 @@ class PreferenceModule(PolicyModule):
         ratio = f", alpha/beta {loss.alpha / loss.beta:.4g}" if loss.beta else ""
         name = " (DPO)" if loss.alpha == loss.beta else ""
         mass = f", mass term {loss.mass_weight:g} (not the paper's)" if loss.mass_weight else ""
-        if not loss.beta:
-            reference = "none, since beta is 0"
-        elif self.trains_adapters:
-            reference = "the policy with its adapters off"
-        else:
-            reference = "a frozen copy of the starting policy"
+        reference = "none, since beta is 0" if self.reference is None else self.reference.describe()
         return super().describe() | {
             "reference": reference,
             "objective": f"alpha {loss.alpha:g}, beta {loss.beta:g}{ratio}{name}{mass}",

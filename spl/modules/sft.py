@@ -12,7 +12,7 @@ class SFTOutput(TypedDict):
     """What a step returns. Only `loss` carries a gradient."""
 
     loss: Tensor  # []
-    objective: Tensor  # [] the same number, detached
+    objective: Tensor  # [] mean loss of the batch's examples, detached; `loss` has the weight in its step besides
     policy_logps: Tensor  # [R]
     num_tokens: int
 
@@ -37,4 +37,9 @@ class SFTModule(PolicyModule):
         self.check_finite(losses, batch.rows)
         loss = losses.mean()
         self.log(f"{stage}/loss", loss.detach(), batch_size=batch.num_examples, prog_bar=True)
-        return SFTOutput(loss=loss, objective=loss.detach(), policy_logps=logps.detach(), num_tokens=batch.num_tokens)
+        return SFTOutput(
+            loss=loss * batch.weight,
+            objective=loss.detach(),
+            policy_logps=logps.detach(),
+            num_tokens=batch.num_tokens,
+        )

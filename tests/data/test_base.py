@@ -190,7 +190,7 @@ def test_too_long_rows_are_cut_or_dropped_and_counted(tmp_path: Path, tiny_token
     [
         ({"batch_size": 0}, "data.batch_size must be 1 or more, but is 0"),
         ({"val_size": -1}, "data.val_size"),
-        ({"batch_size": 9}, "8 examples to train on, fewer than a round of batches needs"),
+        ({"batch_size": 9}, "8 examples to train on, fewer than the 9 that"),
         ({"val_size": 8}, "leaves none"),
         ({"streaming": True, "val_size": 2}, "a stream has no length"),
         ({"val_split": "test"}, "data.val_split names a split of a Hub data set"),

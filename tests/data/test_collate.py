@@ -1,13 +1,15 @@
 """The forest against hand-written tries and against sets of prefixes, which know nothing of rows and indices."""
 
 import math
+import struct
 from collections import Counter
+from hashlib import blake2b
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spl.data.collate import EncodedExample, collate, common
+from spl.data.collate import EncodedExample, collate, common, response_key
 from spl.types import Comparison, Node, PreferenceBatch
 
 
@@ -97,6 +99,33 @@ def test_common_beginning() -> None:
     assert common((1, 2, 3), (1, 2, 4, 5)) == 2
     assert common((1, 2), (1, 2, 3)) == common((1, 2, 3), (1, 2)) == 2
     assert common((), (1,)) == common("abc", "xbc") == 0
+
+
+def test_a_key_is_of_the_tokens_and_where_they_are_scored() -> None:
+    # What a folder of kept numbers holds; another hash would lose all that were computed.
+    stored = blake2b(struct.pack("<5i", 2, 5, 6, 70_000, 1), digest_size=16).digest()
+    assert response_key([5, 6, 70_000, 1], 2) == response_key((5, 6, 70_000, 1), 2) == stored
+    assert response_key([5, 6, 7, 1], 2).hex() == "74ba1deed80440e4e3d6c929e1d26eed"
+    others = [
+        ([5, 6, 7, 1], 1),
+        ([5, 6, 7], 2),
+        ([5, 6, 7, 2], 2),
+        ([6, 5, 7, 1], 2),
+        ([2, 5, 6, 7, 1], 2),
+        ([6, 7], 1),
+    ]
+    assert len({response_key(*other) for other in [([5, 6, 7, 1], 2), *others]}) == 7
+
+
+def test_keys_go_with_responses_whatever_stands_beside_them() -> None:
+    first = example([[5, 6, 8, 1], [5, 6, 7, 1]], [2, 2], [Comparison(1, 0, 0.75)], alpha=0.5)
+    second = example([[5, 6, 7, 1], [5, 9, 1], [5, 6, 7, 1]], [2, 1, 1])
+    keys = [response_key([5, 6, 8, 1], 2), response_key([5, 6, 7, 1], 2), response_key([5, 6, 7, 1], 2)]
+    keys += [response_key([5, 9, 1], 1), response_key([5, 6, 7, 1], 1)]
+    assert collate([first, second]).response_keys == tuple(keys)
+    assert collate([second, first]).response_keys == tuple(keys[2:] + keys[:2])
+    plain = example([[5, 6, 8, 1], [5, 6, 7, 1]], [2, 2])
+    assert collate([plain], share=0.1).response_keys == tuple(keys[:2])
 
 
 SEQUENCE = st.lists(st.integers(0, 2), min_size=2, max_size=7)

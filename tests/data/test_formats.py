@@ -345,6 +345,13 @@ def spoiled_rows(draw: st.DrawFn) -> Any:
     return row
 
 
+def test_a_reply_after_a_reply_is_refused() -> None:
+    row = {"chosen": [*HELLO, assistant("Tea?"), assistant("Yes")]}
+    row |= {"rejected": [*HELLO, assistant("Tea?"), assistant("No")]}
+    with pytest.raises(UserError, match="chosen must answer a turn that a reply can follow"):
+        parse_row(row)
+
+
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(COLUMNS), JUNK) | JUNK)
 def test_junk_raises_nothing_but_user_errors(row: Any) -> None:

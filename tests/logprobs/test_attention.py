@@ -1,4 +1,4 @@
-"""Forest attention against a dense softmax under the mask rule, and a prepared model in ordinary use."""
+"""What forest attention refuses, and a prepared model in ordinary use."""
 
 from typing import Any
 
@@ -8,65 +8,28 @@ from tiny_models import EXAMPLES, build
 from torch import Tensor, nn
 
 from spl.data.collate import collate
-from spl.logprobs.attention import FOREST, Forest, attention, forest_attention
+from spl.logprobs.attention import FOREST, attention, forest_attention
+from spl.logprobs.forest import Forest
 from spl.logprobs.score import prepare
 from spl.types import Node
 
 BATCH = collate(EXAMPLES)
-HEADS, KEY_HEADS, DIM = 4, 2, 6
 
 
-def tensors() -> tuple[Tensor, Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(0)
-    heads = (HEADS, KEY_HEADS, KEY_HEADS)
-    return tuple(
-        torch.randn(1, h, BATCH.num_tokens, DIM, generator=draw, dtype=torch.float64).requires_grad_() for h in heads
-    )  # type: ignore[return-value]
+def test_path_of_a_node_is_its_ancestors_and_itself() -> None:
+    nodes = (Node(0, 3, -1), Node(3, 5, 0), Node(5, 6, 1), Node(6, 7, 1), Node(7, 9, 0), Node(9, 12, -1))
+    forest = Forest(BATCH._replace(nodes=nodes))
+    assert forest.paths == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 4], [5]]
+    assert forest.lengths == [3, 2, 1, 1, 2, 3]
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None, softcap: float | None) -> Tensor:
-    """Token i sees token j where j <= i < subtree_end[j], and no deeper than the window above it."""
-    i, j = torch.arange(BATCH.num_tokens)[:, None], torch.arange(BATCH.num_tokens)[None, :]
-    seen = (j <= i) & (i < BATCH.subtree_end[None, :])
-    if window is not None:
-        seen &= BATCH.position_ids[:, None] - BATCH.position_ids[None, :] < window
-    k, v = k.repeat_interleave(HEADS // KEY_HEADS, 1), v.repeat_interleave(HEADS // KEY_HEADS, 1)
-    scores = torch.einsum("nhqd,nhkd->nhqk", q, k) * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = torch.where(seen, scores, -torch.inf)
-    return torch.einsum("nhqk,nhkd->nqhd", scores.softmax(-1), v)
-
-
-@pytest.mark.parametrize("softcap", [None, 1.5])
-@pytest.mark.parametrize("window", [None, 1, 3, 100])
-def test_equals_dense_attention_under_the_mask_rule(window: int | None, softcap: float | None) -> None:
-    q, k, v = tensors()
-    upstream = torch.randn(1, BATCH.num_tokens, HEADS, DIM, generator=torch.Generator().manual_seed(1)).double()
-    expected = dense(q, k, v, 0.7, window, softcap)
-    settings: dict[str, Any] = {"scaling": 0.7, "sliding_window": window, "softcap": softcap}
-    actual, _ = forest_attention(nn.Module(), q, k, v, None, forest=Forest(BATCH.nodes), **settings)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
-    for a, e in zip(
-        torch.autograd.grad((actual * upstream).sum(), (q, k, v)),
-        torch.autograd.grad((expected * upstream).sum(), (q, k, v)),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, e, rtol=0, atol=1e-12)
-
-
-def test_spans_of_a_node_are_its_ancestors_and_itself() -> None:
-    forest = Forest((Node(0, 3, -1), Node(3, 5, 0), Node(5, 6, 1), Node(6, 7, 1), Node(7, 9, 0), Node(9, 12, -1)))
-    assert forest.spans(3) == [(0, 3), (3, 5), (6, 7)]
-    assert forest.spans(4) == [(0, 3), (7, 9)]
-    assert forest.spans(5) == [(9, 12)]
-
-
-@pytest.mark.parametrize("unknown", ["s_aux", "position_bias"])
-def test_refuses_what_it_does_not_know(unknown: str) -> None:
-    q, k, v = tensors()
+@pytest.mark.parametrize(
+    ("unknown", "value"), [("s_aux", torch.ones(2)), ("position_bias", torch.ones(2)), ("dropout", 0.1)]
+)
+def test_refuses_what_it_does_not_know(unknown: str, value: Any) -> None:
+    q = k = v = torch.zeros(1, 2, BATCH.num_tokens, 4)
     with pytest.raises(ValueError, match=unknown):
-        forest_attention(nn.Module(), q, k, v, None, forest=Forest(BATCH.nodes), **{unknown: torch.zeros(HEADS)})
+        forest_attention(nn.Module(), q, k, v, None, forest=Forest(BATCH), **{unknown: value})
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_window_4", "gemma2_window_4", "gpt2"])

@@ -108,7 +108,7 @@ def test_the_reference_is_the_starting_policy_before_and_after(tmp_path: Path, l
     assert module.reference_logps(batch)[0].item() == pytest.approx(start[0], abs=1e-4)
     assert abs(module.score(batch).logps[0].item() - start[0]) > 1e-2
     assert not any("reference" in name for name in module.state_dict())
-    assert (module.reference is None) == (lora_rank > 0)
+    assert (module.reference.model is None) == (lora_rank > 0)
     trainable = {id(p) for group in module.optimizers().param_groups for p in group["params"]}
     assert trainable == {id(p) for p in module.policy.parameters() if p.requires_grad}
 
