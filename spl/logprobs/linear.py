@@ -43,15 +43,26 @@ def widen(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+_LOW = (torch.bfloat16, torch.float16)
+
+
+def _for_products(weight: Tensor, hidden: Tensor) -> Tensor:
+    """The weight in the dtype of the head's products: half-sized on CUDA, where these can be added up in float32."""
+    return weight.to(hidden.dtype) if hidden.is_cuda and hidden.dtype in _LOW else widen(weight)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, taken in the dtype of b and added up in that of reductions."""
+    a = a.to(b.dtype)
+    return torch.mm(a, b, out_dtype=torch.float32) if b.dtype in _LOW else a @ b
+
+
 def _logits(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
     """Logits [n, V] of hidden [n, H] in the dtype of reductions, and their slope with respect to `W h + b`.
 
     The slope is None where it is the constant `scale`.
     """
-    if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
-        raw = torch.mm(hidden, head.weight.to(hidden.dtype).t(), out_dtype=torch.float32)
-    else:
-        raw = widen(hidden) @ widen(head.weight).t()
+    raw = _product(hidden, head.weight.t())
     if head.bias is not None:
         raw += widen(head.bias)
     if head.scale != 1.0:
@@ -92,7 +103,7 @@ def _direction(law: _Law, target: Tensor, head: Head, dtype: torch.dtype) -> Ten
     else:
         weights = weights.mul_(law.slope)
         own = law.slope.gather(1, target[:, None]) * own
-    mean = widen(weights.to(dtype) @ weight.to(dtype)) / law.total[:, None]
+    mean = _product(weights, weight) / law.total[:, None]
     return (own - (mean if law.slope is not None else head.scale * mean)).to(dtype)
 
 
@@ -102,7 +113,7 @@ class _TokenLogps(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float,
         softcap: float | None, chunk: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        head = Head(weight, bias, scale, softcap)
+        head = Head(_for_products(weight, hidden), bias, scale, softcap)
         logps, entropies, directions = [], [], []
         with torch.autocast(hidden.device.type, enabled=False):
             for h, y in zip(torch.split(hidden, chunk), torch.split(target, chunk), strict=True):
@@ -129,8 +140,10 @@ class _TokenLogps(torch.autograd.Function):
         if directions is not None:
             grad_hidden = (directions * grad_logps[:, None]).to(directions.dtype)
         if any(ctx.needs_input_grad[1:3]):
-            head = Head(weight, bias, scale, softcap)
+            head = Head(_for_products(weight, hidden), bias, scale, softcap)
             grad_weight, grad_bias = _head_gradients(hidden, target, grad_logps, head, chunk)
+            grad_weight = grad_weight.to(weight.dtype)
+            grad_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
@@ -150,7 +163,7 @@ def _head_gradients(
             grad_weight.addmm_(gradient.t(), widen(h))
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
-    return grad_weight.to(head.weight.dtype), None if grad_bias is None else grad_bias.to(head.weight.dtype)
+    return grad_weight, grad_bias
 
 
 def token_logps(hidden: Tensor, target: Tensor, head: Head, chunk: int = 512) -> tuple[Tensor, Tensor]:
@@ -164,6 +177,8 @@ def token_logps(hidden: Tensor, target: Tensor, head: Head, chunk: int = 512) ->
         head: the output embedding.
         chunk: edges projected at a time; `chunk * V` float32 logits are held.
     """
+    if hidden.is_cuda and torch.is_autocast_enabled("cuda"):
+        hidden = hidden.to(torch.get_autocast_dtype("cuda"))  # norms give float32 even there
     logps, entropies = _TokenLogps.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, target, head.scale, head.softcap, chunk
     )
