@@ -157,7 +157,9 @@ class PreferenceDataModule(LightningDataModule):
         """Epochs that the run will see."""
         trainer, plan = self.trainer, self._plan()
         assert trainer is not None
-        steps_an_epoch = max(len(plan) // trainer.accumulate_grad_batches, 1)
+        limit = trainer.limit_train_batches
+        batches = min(len(plan), limit) if type(limit) is int else int(len(plan) * limit)
+        steps_an_epoch = max(batches // trainer.accumulate_grad_batches, 1)
         bounds = [trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
         bounds += [-(-trainer.max_steps // steps_an_epoch)] if trainer.max_steps > 0 else []
         return min(bounds, default=1)
@@ -172,8 +174,12 @@ class PreferenceDataModule(LightningDataModule):
         self.teardown("fit")  # Lightning calls it only where a run ends well
 
     def state_dict(self) -> dict[str, Any]:
-        plan = self._plan() if self.train is not None else None
-        return {"step_size": plan.step_size, "micro_batches": plan.micro_batches} if isinstance(plan, Balanced) else {}
+        """What a step is made of, on which the count of batches that are done rests."""
+        if self.train is None or self.trainer is None:
+            return {}
+        number, plan = self.trainer.accumulate_grad_batches, self._plan()
+        size = plan.step_size if isinstance(plan, Balanced) else plan.batch_size * plan.world * number
+        return {"step_size": size, "micro_batches": number}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `convert_progress`, which has the rest of the checkpoint as well."""

@@ -13,7 +13,7 @@ import lightning
 import torch
 from lightning import Callback
 from torch.utils.data import DataLoader
-from workload import batches, four_responses, matmul_rate, seconds, step_flops
+from workload import Clock, batches, four_responses, matmul_rate, step_flops
 
 from spl.callbacks.reference_cache import ReferenceCache
 from spl.modules.preference import PreferenceModule
@@ -25,16 +25,15 @@ class Steps(Callback):
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.clock = seconds()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: PreferenceBatch, batch_idx: int) -> None:
         self.before = matmul_rate(pl_module.device, next(pl_module.policy.parameters()).dtype)
-        next(self.clock)
+        self.clock = Clock()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: PreferenceBatch, batch_idx: int
     ) -> None:
-        wall, cpu = next(self.clock)
+        wall, cpu = self.clock.read()
         rate = (self.before + matmul_rate(pl_module.device, next(pl_module.policy.parameters()).dtype)) / 2
         policy, reference = outputs["policy_logps"].reshape(-1, 2), outputs["reference_logps"].reshape(-1, 2)
         self.rows.append(
@@ -100,11 +99,10 @@ def responses4(args: argparse.Namespace) -> dict[str, float]:
             ("one", [everything[0]], "forest"), ("pairs", everything[1], "forest"), ("plain", everything[1], "plain")
         ):  # fmt: skip
             ours.scorer = scorer  # type: ignore[assignment]
-            clock = seconds()
-            next(clock)
+            clock = Clock()
             for batch in work:
                 ours.loss_of(batch).backward()
-            wall, cpu = next(clock)
+            wall, cpu = clock.read()
             ours.zero_grad()
             took[name].append(wall if device.type == "cuda" else cpu)
     plain, couples, one = (took[name][1:] for name in ("plain", "pairs", "one"))  # the first warms up

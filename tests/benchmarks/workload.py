@@ -2,7 +2,6 @@
 
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +89,18 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) 
     return 2.0 * size**3 / statistics.median(took)
 
 
-def seconds() -> Iterator[tuple[float, float]]:
-    """(wall, CPU) seconds since the one before."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    while True:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now, used = time.perf_counter(), time.process_time()
-        yield now - wall, used - cpu
-        wall, cpu = time.perf_counter(), time.process_time()
+class Clock:
+    """Wall and CPU seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.start = _now()
+
+    def read(self) -> tuple[float, float]:
+        wall, cpu = _now()
+        return wall - self.start[0], cpu - self.start[1]
+
+
+def _now() -> tuple[float, float]:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()

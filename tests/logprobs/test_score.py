@@ -1,6 +1,10 @@
 """Forest scoring against the plain definition: values, entropies and gradients, for many families of models."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -266,3 +270,21 @@ def test_every_response_at_once_costs_each_distinct_token_once() -> None:
     model.get_input_embeddings().register_forward_hook(lambda _, ids, __: lengths.append(ids[0].numel()))
     score(model, collate([example([1, 5, 6], [7, 8, 9], [7, 8, 10, 11])]))
     assert lengths == [len([1, 5, 6, 7, 8, 10])]
+
+
+def test_sharded_layers_give_the_same(tmp_path: Path) -> None:
+    """Two processes under FSDP2, with LoRA and recomputed activations, against one that shards nothing."""
+    found = []
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command += [str(Path(__file__).with_name("fsdp_run.py")), str(tmp_path / f"{processes}.pt")]
+        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(torch.load(tmp_path / f"{processes}.pt"))
+    alone, sharded = found
+    torch.testing.assert_close(sharded["logps"], alone["logps"], rtol=0, atol=1e-4)
+    assert sharded["gradients"].keys() == alone["gradients"].keys()
+    assert len(alone["gradients"]) == 2 * 2 * 7  # A and B of seven layers in each of two blocks
+    for name, gradient in alone["gradients"].items():
+        assert gradient.abs().max() > 1e-3
+        torch.testing.assert_close(sharded["gradients"][name], gradient, rtol=1e-4, atol=1e-4)

@@ -180,14 +180,16 @@ def test_a_failed_run_leaves_nothing_behind(path: Path) -> None:
     assert trainer.accumulate_grad_batches == 1
 
 
-@pytest.mark.parametrize(("steps", "budget"), [(2, BUDGET), (6, 2 * BUDGET)], ids=["longer", "budget"])
-def test_a_resumed_run_may_have_other_micro_batches(path: Path, tmp_path: Path, steps: int, budget: int) -> None:
+@pytest.mark.parametrize(
+    ("steps", "budget"), [(2, BUDGET), (6, 2 * BUDGET), (6, None)], ids=["longer", "budget", "none"]
+)
+def test_a_resumed_run_may_have_other_micro_batches(path: Path, tmp_path: Path, steps: int, budget: int | None) -> None:
     class Save(Callback):
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
             if trainer.global_step == 2 and not trainer.fit_loop.epoch_loop._should_accumulate():
                 trainer.save_checkpoint(tmp_path / "a.ckpt")
 
-    def fit(steps: int, max_tokens: int, *callbacks: Callback, **options: Any) -> Steps:
+    def fit(steps: int, max_tokens: int | None, *callbacks: Callback, **options: Any) -> Steps:
         data = PreferenceDataModule(str(path), batch_size=8, max_tokens=max_tokens)
         make_trainer(tmp_path, seen := Steps(), *callbacks, steps=steps).fit(make_module(), data, **options)
         return seen
