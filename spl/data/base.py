@@ -191,8 +191,9 @@ class PreferenceDataModule(LightningDataModule):
             return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for part in ("total", "current"):
-            counts = progress[part].items()
-            progress[part] = {k: -(-v // before["micro_batches"]) * now["micro_batches"] for k, v in counts}
+            ready = progress[part]["ready"]
+            more = -(-ready // before["micro_batches"]) * now["micro_batches"] - ready
+            progress[part] = {name: count + more for name, count in progress[part].items()}
 
     def _load(self) -> None:
         hp = self.hparams
