@@ -14,14 +14,17 @@ from torch.autograd.function import once_differentiable
 
 
 class _LoraProduct(torch.autograd.Function):
-    """x W^T + bias + scaling (x A^T) B^T of x [N, in], a frozen weight [out, in], A [r, in] and B [out, r]."""
+    """x W^T + bias + scaling (x A^T) B^T of x [N, in], a frozen weight [out, in], A [r, in] and B [out, r].
+
+    The weight may have another dtype than the rest: it is cast twice, so that no copy is held in between.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
     ) -> Tensor:
         low = x @ a.t()
-        result = nn.functional.linear(x, weight, bias)
+        result = nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         ctx.save_for_backward(x, weight, a, b, low)
         ctx.scaling = scaling
         return result.addmm_(low, b.t(), alpha=scaling)
@@ -31,7 +34,7 @@ class _LoraProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, low = ctx.saved_tensors
         grad_low = (grad @ b).mul_(ctx.scaling)
-        grad_x = (grad @ weight).addmm_(grad_low, a) if ctx.needs_input_grad[0] else None
+        grad_x = (grad @ weight.to(grad.dtype)).addmm_(grad_low, a) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, grad_low.t() @ x, (grad.t() @ low).mul_(ctx.scaling), None
 
 
@@ -50,11 +53,10 @@ class FusedLinear(Linear):
             return result
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        bias = None if base.bias is None else base.bias.to(dtype)
         a, b = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
         with torch.autocast(device, enabled=False):
             flat = x.to(dtype).reshape(-1, x.shape[-1])
-            product: Tensor = _LoraProduct.apply(flat, base.weight.to(dtype), bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call]
+            product: Tensor = _LoraProduct.apply(flat, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call]
         return product.reshape(*x.shape[:-1], -1)
 
     def _plain_adapter(self) -> str | None:

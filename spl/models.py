@@ -124,8 +124,9 @@ def fingerprint(model: nn.Module) -> str:
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     config = {k: v for k, v in base.config.to_dict().items() if k not in _NOT_WEIGHTS}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    kept = set(base.state_dict())  # not what the config gives, such as rotary frequencies
     for name, weight in (*base.named_parameters(), *base.named_buffers()):
-        if ".lora_" not in name:
+        if name in kept and ".lora_" not in name:
             digest.update(f"{name.replace('.base_layer', '')} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
@@ -256,6 +257,6 @@ def _tiny_model() -> LlamaForCausalLM:
         eos_token_id=257,
         pad_token_id=258,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(config)

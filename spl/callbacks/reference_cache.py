@@ -30,7 +30,11 @@ class ReferenceCache(Callback):
             module.cache_folder = shared if self.cache == "auto" else Path(self.cache).expanduser()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1 and (cache := self._cache(pl_module)) is not None:
+        if (cache := self._cache(pl_module)) is None:
+            return
+        module: Any = pl_module
+        module.reference.end_epoch()
+        if trainer.world_size > 1:
             self._write(pl_module)
             trainer.strategy.barrier()
             cache.refresh()  # in the next epoch an example may come to another process

@@ -39,7 +39,8 @@ class StartReport(Callback):
         if trainer.is_global_zero:
             _show(rows, data.decoded_example())
         if trainer.global_step == 0:
-            _check_first(module, _to(data.first_batch(), module))
+            with trainer.precision_plugin.forward_context():
+                _check_first(module, _to(data.first_batch(), module))
             if self.check_longest:
                 _run(module, longest)
                 log.info("The longest batch ran forward and backward; %s at most so far.", _size(_peak()))
@@ -82,8 +83,8 @@ def _run(module: Any, batch: PreferenceBatch) -> None:
             module.loss_of(batch).backward()
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"the longest batch ({batch.num_tokens:,} distinct tokens) does not fit in memory: lower data.batch_size "
-            "(and raise trainer.accumulate_grad_batches), or data.max_length, or set model.gradient_checkpointing."
+            f"the longest batch ({batch.num_tokens:,} distinct tokens) does not fit in memory: set data.max_tokens "
+            "below that, or model.gradient_checkpointing to true, or lower data.max_length."
         ) from error
     del room
     module.zero_grad(set_to_none=True)

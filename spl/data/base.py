@@ -31,12 +31,14 @@ class PreferenceDataModule(LightningDataModule):
         val_split: split of the Hub data set (of val_path, or else of path) that is held out.
         val_size: examples set apart, or a share below 1; whole prompts, so none stands on both sides.
         batch_size: examples a batch and device; an optimiser step sees it times devices and accumulation.
-        max_tokens: most distinct tokens that go through the network at a time. Each step's examples are then shared out
+        max_tokens: most distinct tokens that training puts through the network at a time. (An evaluation holds no
+            activations and takes batch_size examples.) Each step's examples are then shared out
             among more micro-batches (trainer.accumulate_grad_batches is raised while the run lasts, and with it what
             else counts batches); the step and its gradient stay what they are. A last incomplete step of an epoch is
             left out.
         group_by_length: share each step's examples out among its micro-batches and devices by length, so that all take
-            alike long; changes nothing but speed. Always so where max_tokens is given.
+            alike long; changes nothing but speed, save that a last incomplete step of an epoch is left out. Always so
+            where max_tokens is given.
         max_length: most tokens of a prompt and response together.
         truncation: of longer rows: "cut" drops the oldest tokens of the prompt, alike for all responses, and then ends
             of responses; "drop" leaves the row out; "raise" stops.
@@ -162,7 +164,8 @@ class PreferenceDataModule(LightningDataModule):
         steps_an_epoch = max(batches // trainer.accumulate_grad_batches, 1)
         bounds = [trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
         bounds += [-(-trainer.max_steps // steps_an_epoch)] if trainer.max_steps > 0 else []
-        return min(bounds, default=1)
+        few = max(2_000_000 // len(self.train or ()), 1)  # of large data the later epochs are taken to be alike
+        return min([*bounds, few]) if bounds else 1
 
     def teardown(self, stage: str) -> None:
         if stage == "fit" and self.trainer is not None:

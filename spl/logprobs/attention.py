@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
@@ -50,6 +51,10 @@ def forest_attention(
         if mask is None:
             mask = causal_mask(query.shape[2], key.shape[2], sliding_window, query.device)
         return attend(query, key, value, mask, scaling, softcap).transpose(1, 2), None
+    # Under autocast rotary embeddings leave query and key in float32, and of the kernels sdpa alone looks after that.
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     kernel = KERNELS[choose(forest.backend, query, softcap)]
     return kernel(query, key, value, forest, scaling, sliding_window, softcap), None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from spl.types import UserError
 
@@ -66,8 +66,10 @@ class LogpCache:
         try:
             tensors = load_file(path)
             keys, logps = tensors["keys"].numpy().tobytes(), tensors["logps"].tolist()
-        except (SafetensorError, KeyError, OSError) as error:
-            raise UserError(f"the reference cache's file {path} cannot be read ({error}): delete it.") from error
+        except OSError as error:
+            raise UserError(f"the reference cache's file {path} cannot be opened: {error}.") from error
+        except (SafetensorError, KeyError) as error:
+            raise UserError(f"the reference cache's file {path} is damaged ({error}): delete it.") from error
         for number, logp in enumerate(logps):
             self._known.setdefault(keys[number * _KEY : (number + 1) * _KEY], logp)
 
@@ -95,10 +97,15 @@ class LogpCache:
         """
         if len(self._added) == self._written:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         keys = torch.frombuffer(bytearray(b"".join(self._added)), dtype=torch.uint8).reshape(-1, _KEY)
         building = self._path.with_suffix(".building")
-        save_file({"keys": keys, "logps": torch.tensor(list(self._added.values()))}, building)
-        with building.open("rb+") as file:
-            os.fsync(file.fileno())
-        building.replace(self._path)
+        try:
+            with building.open("wb") as file:
+                file.write(save({"keys": keys, "logps": torch.tensor(list(self._added.values()))}))
+                file.flush()
+                os.fsync(file.fileno())
+            building.replace(self._path)
+        finally:
+            building.unlink(missing_ok=True)
         self._written = len(self._added)

@@ -23,6 +23,9 @@ def attend(
     """Attention of query [N, H, q, D] over key and value [N, H_kv, k, D]; mask None is causal with q = k."""
     if softcap is None:
         grouped = query.shape[1] != key.shape[1]
+        if grouped and mask is not None and query.is_cuda:  # its fused kernels take a mask or grouped heads, not both
+            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+            grouped = False
         return scaled_dot_product_attention(
             query, key, value, mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
         )
@@ -143,7 +146,9 @@ def why_not(
         return f"its kernel takes bfloat16, not {str(dtype).removeprefix('torch.')}"
     if softcap is not None:
         return "its kernel knows no soft-cap of the scores, which this model has"
-    return None if head_dim <= 256 else f"its kernel takes heads of at most 256 numbers, and these have {head_dim}"
+    if head_dim > 256 or head_dim % 8:
+        return f"its kernel takes heads of at most 256 numbers, a multiple of 8, and these have {head_dim}"
+    return None
 
 
 def choose(backend: Backend, query: Tensor, softcap: float | None) -> Backend:

@@ -160,7 +160,11 @@ def _head_gradients(
             gradient = law.weights.mul_((-g / law.total)[:, None])
             gradient[torch.arange(len(y), device=y.device), y] += g
             gradient *= head.scale if law.slope is None else law.slope
-            grad_weight.addmm_(gradient.t(), widen(h))
+            states = _for_products(h, h)
+            if states.dtype in _LOW:
+                grad_weight += _product(gradient.t(), states)
+            else:
+                grad_weight.addmm_(gradient.t(), states)
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
     return grad_weight, grad_bias

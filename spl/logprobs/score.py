@@ -59,7 +59,7 @@ def score(
     return ResponseLogps(
         logps=_sum_by_response(per_token, batch),
         entropies=_sum_by_response(edge_entropies[batch.member_edge], batch),
-        num_tokens=torch.bincount(batch.member_response, minlength=batch.num_responses),
+        num_tokens=_sum_by_response(torch.ones_like(batch.member_response), batch),
         per_token_logps=per_token,
     )
 
@@ -84,7 +84,7 @@ def plain_attention(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def gap_to_plain(model: nn.Module, batch: PreferenceBatch) -> float:
+def gap_to_plain(model: nn.Module, batch: PreferenceBatch, chunk: int = 512, backend: Backend = "auto") -> float:
     """Largest difference, in nats, between the forest's per-token log-probabilities and the plain definition's.
 
     Measured without dropout; infinite where either is not a number. A model that cannot take a forest gives a large
@@ -98,7 +98,7 @@ def gap_to_plain(model: nn.Module, batch: PreferenceBatch) -> float:
         raise TypeError(f"the forest knows no layers of type {', '.join(sorted(unknown))}")
     with _evaluating(model):
         with attention(base, FOREST):
-            fast = score(model, batch, "forest").per_token_logps
+            fast = score(model, batch, "forest", chunk, backend).per_token_logps
         with attention(base, plain_attention(model)):
             plain = score(model, batch, "plain").per_token_logps
     gap = (fast - plain).abs().max().item()

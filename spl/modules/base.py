@@ -82,7 +82,12 @@ class PolicyModule(LightningModule):
         _check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
         _check("warmup", warmup, warmup >= 0, "0 or more")
         self.save_hyperparameters()
+        if scorer == "plain" and attention != "auto":
+            raise UserError(
+                f"model.attention {attention} is a kernel of the forest, but model.scorer is plain: leave one out."
+            )
         self.scorer: Scorer = scorer
+        self.backend: Backend = attention
         self.strict_loading = False  # a checkpoint holds what trains, not the frozen base
         self._tokenizer: Any = None
 
@@ -135,24 +140,35 @@ class PolicyModule(LightningModule):
         if self.scorer == "auto":
             self._choose_scorer(batch)
         prepare(model, self.scorer)
-        return score(model, batch, self.scorer, self.hparams["head_chunk"], self.hparams["attention"])
+        return score(model, batch, self.scorer, self.hparams["head_chunk"], self.backend)
 
     def _choose_scorer(self, batch: PreferenceBatch) -> None:
         """Hold the fast scorer to the plain one on two real examples."""
         low = torch.is_autocast_enabled(self.device.type) or next(self.policy.parameters()).dtype == torch.bfloat16
         allowed = 0.25 if low else 1e-3
-        try:
-            gap, reason = gap_to_plain(self.policy, first_examples(batch, 2)), ""
-        except UserError:
-            raise
-        except Exception as error:  # an architecture may refuse in any way it likes
-            gap, reason = float("inf"), f" ({type(error).__name__}: {error})"
+        # "auto" may have taken a kernel that does not suit the model; sdpa suits all that attend at all.
+        fallback: tuple[Backend, ...] = ("sdpa",) if self.backend == "auto" and self.device.type == "cuda" else ()
+        for backend in (self.backend, *fallback):
+            gap, reason = self._gap(batch, backend)
+            if gap <= allowed:
+                self.backend = backend
+                break
+            log.info("Attention %s: off by %.2g nats a token%s.", backend, gap, reason)
         self.scorer = "forest" if gap <= allowed else "plain"
         kind = type(base_of(self.policy)).__name__
         if self.scorer == "forest":
             log.info("Scorer: forest, every distinct token once; within %.2g nats a token of the plain one.", gap)
         else:
             log.warning("Scorer: plain, since the forest differs by %.2g nats a token on %s%s.", gap, kind, reason)
+
+    def _gap(self, batch: PreferenceBatch, backend: Backend) -> tuple[float, str]:
+        """Between the scorers with a kernel, on two examples; infinite where the model refuses, and why."""
+        try:
+            return gap_to_plain(self.policy, first_examples(batch, 2), self.hparams["head_chunk"], backend), ""
+        except UserError:
+            raise  # of a kernel that was asked for and cannot run
+        except Exception as error:  # an architecture may refuse in any way it likes
+            return math.inf, f" ({type(error).__name__}: {error})"
 
     def check_finite(self, losses: Tensor, rows: tuple[str, ...]) -> None:
         """Stop before the weights take harm.

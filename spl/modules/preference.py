@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
@@ -85,11 +86,12 @@ class PreferenceModule(PolicyModule):
         if self.reference is None:
             return None
         trainer = self._trainer
-        together = None if trainer is None or trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision
+        strategy = None if trainer is None else trainer.strategy
+        sharded = isinstance(strategy, FSDPStrategy | ModelParallelStrategy)  # scoring then takes all processes
         return self.reference.logps(
             batch,
             lambda few, model: self.score(few, model).logps,
-            together or bool,
+            strategy.reduce_boolean_decision if strategy is not None and sharded else bool,
             untrained=trainer is None or (trainer.state.fn == "fit" and trainer.global_step == 0),
         )
 

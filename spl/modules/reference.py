@@ -34,6 +34,7 @@ class Reference:
         self.model = None if self.adapters or cache is not None else frozen_copy(policy)
         self._reload = reload
         self._checked = False
+        self._missed = False
 
     def logps(self, batch: PreferenceBatch, score: Score, all_agree: Callable[[bool], bool], untrained: bool) -> Tensor:
         """log pi_ref of the batch's responses [R], nats and float32.
@@ -51,6 +52,7 @@ class Reference:
             return self._score(batch, score)
         known = self.cache.get(batch.response_keys)
         if not all_agree(known is not None):
+            self._missed = True
             found = self._score(batch, score).float()
             self._compare(batch, found)
             known = self.cache.add(batch.response_keys, found.tolist())
@@ -58,6 +60,12 @@ class Reference:
             self._check(batch, score, untrained)
             self._checked = True
         return torch.tensor(known, dtype=torch.float32, device=batch.input_ids.device)
+
+    def end_epoch(self) -> None:
+        """Let the copy go once an epoch has passed that did not need it."""
+        if self.cache is not None and not self._missed:
+            self.model = None
+        self._missed = False
 
     def needs_copy(self, batch: PreferenceBatch) -> bool:
         """Whether a model besides the policy is held by when a batch is scored."""
@@ -86,6 +94,8 @@ class Reference:
     def _compare(self, batch: PreferenceBatch, found: Tensor) -> None:
         """Hold the numbers that are kept of a batch to those found [R]."""
         assert self.cache is not None
+        if not any(self.cache.get([key]) for key in batch.response_keys):
+            return
         lengths = batch.member_response.bincount(minlength=batch.num_responses).tolist()
         low = next(self.policy.parameters()).dtype == torch.bfloat16 or torch.is_autocast_enabled(found.device.type)
         for response, (key, now) in enumerate(zip(batch.response_keys, found.tolist(), strict=True)):

@@ -70,6 +70,7 @@ def train(args: argparse.Namespace, work: list[PreferenceBatch], cache: Path | N
         accelerator="auto",
         devices=1,
         max_epochs=1,
+        gradient_clip_val=1.0,  # as TRL
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

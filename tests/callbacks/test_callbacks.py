@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning import Callback, Trainer
 
 from spl.callbacks.export import Export
@@ -22,6 +23,7 @@ def fit(folder: Path, *callbacks: Callback, steps: int = 3, **options: Any) -> T
         enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, num_sanity_val_steps=0,
         log_every_n_steps=1, **{"logger": False, **options},
     )  # fmt: skip
+    torch.manual_seed(0)
     module = PreferenceModule("tiny", alpha=1.0, beta=0.1, lora_rank=4)
     trainer.fit(module, PreferenceDataModule("survey", val_path="survey"))
     return trainer
@@ -63,6 +65,20 @@ def test_the_expected_first_loss_is_the_first_loss(tmp_path: Path, caplog: pytes
         fit(tmp_path, StartReport(), First())
     said = next(r.message for r in caplog.records if "Expected first loss" in r.message)
     assert f"{losses[0]:.4f}" in said
+
+
+def test_the_check_runs_in_the_precision_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[bool] = []
+    check = PreferenceModule.start_check
+
+    def start_check(module: PreferenceModule, batch: Any) -> Any:
+        found.append(torch.is_autocast_enabled("cpu"))
+        return check(module, batch)
+
+    monkeypatch.setattr(PreferenceModule, "start_check", start_check)
+    for precision in ("32-true", "bf16-mixed"):
+        fit(tmp_path, StartReport(check_longest=False), steps=1, precision=precision)
+    assert found == [False, True]
 
 
 def test_the_check_of_the_longest_batch_changes_nothing(tmp_path: Path) -> None:

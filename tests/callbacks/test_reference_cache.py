@@ -152,7 +152,7 @@ def test_other_settings_find_the_same_numbers(tmp_path: Path, rank: int, then: i
     cold_module, cold = run(tmp_path, rank, 8)
     assert cold.passes[:4] == [2, 2, 2, 2]
     assert cold.passes[5:] == [1, 1, 1]
-    assert (cold_module.reference.model is None) == (rank > 0)
+    assert cold_module.reference.model is None  # let go after the second epoch, which did not need it
     (file,) = kept(tmp_path)
     before = file.read_bytes()
     options = {"alpha": 0.3, "beta": 0.7, "lr": 1e-3, "lora_alpha": 8, "label_smoothing": 0.1}

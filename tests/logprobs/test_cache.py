@@ -187,7 +187,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         save_file({"keys": torch.zeros(1, 16, dtype=torch.uint8)}, file)
     else:
         file.write_bytes({"cut": file.read_bytes()[:-3], "empty": b"", "text": b"not tensors at all"}[damage])
-    with pytest.raises(UserError, match=r"cannot be read .*: delete it\.$") as raised:
+    with pytest.raises(UserError, match=r"is damaged .*: delete it\.$") as raised:
         opened(tmp_path)
     assert str(file) in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -5,6 +5,7 @@ documentation: what is tested then is the layout that these are given.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -182,6 +183,22 @@ def test_a_whole_model(backend: Backend, family: str, monkeypatch: pytest.Monkey
         torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-9, atol=1e-9)
 
 
+def test_under_autocast_a_kernel_is_given_one_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary embeddings leave query and key in float32, while the value is a product in bfloat16."""
+    given_: list[torch.dtype] = []
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+        given_.extend(x.dtype for x in (q, k, v))
+        return kernels.sdpa(q, k, v, *rest)
+
+    monkeypatch.setitem(KERNELS, "sdpa", kernel)
+    model = build("llama")
+    prepare(model, "forest")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        score(model, collate(EXAMPLES))
+    assert set(given_) == {torch.bfloat16}
+
+
 class TestChoice:
     query = torch.zeros(1, 2, 3, 64)
 
@@ -199,7 +216,8 @@ class TestChoice:
         [
             ("varlen", torch.float32, 64, None, "takes bfloat16, not float32"),
             ("varlen", torch.bfloat16, 64, 30.0, "soft-cap"),
-            ("varlen", torch.bfloat16, 512, None, "at most 256 numbers, and these have 512"),
+            ("varlen", torch.bfloat16, 512, None, "at most 256 numbers, a multiple of 8, and these have 512"),
+            ("varlen", torch.bfloat16, 60, None, "a multiple of 8, and these have 60"),
             ("varlen", torch.bfloat16, 64, None, None),
             ("flex", torch.float32, 64, 30.0, None),
             ("sdpa", torch.float32, 512, 30.0, None),

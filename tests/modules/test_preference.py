@@ -224,12 +224,30 @@ def test_settings_out_of_range(options: dict[str, float]) -> None:
 
 
 def test_a_scorer_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("spl.modules.base.gap_to_plain", lambda model, batch: 0.5)
+    monkeypatch.setattr("spl.modules.base.gap_to_plain", lambda *_: 0.5)
     module = configured()
     with caplog.at_level("WARNING", logger="spl"):
         module.score(pair())
     assert module.scorer == "plain"
     assert "differs by 0.5 nats a token on LlamaForCausalLM" in caplog.text
+
+
+def test_on_a_gpu_a_kernel_that_disagrees_gives_way_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spl.modules.base.gap_to_plain", lambda *args: 1e-6 if args[-1] == "sdpa" else math.inf)
+    monkeypatch.setattr(PreferenceModule, "device", torch.device("cuda"))
+    module = configured()
+    module._choose_scorer(pair())
+    assert (module.scorer, module.backend) == ("forest", "sdpa")
+
+
+def test_a_kernel_that_was_asked_for_and_cannot_run_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.attention flex cannot run: it trains on CUDA devices alone"):
+        configured(attention="flex").score(pair())
+    trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(UserError, match=r"model\.attention varlen cannot run"):
+        trainer.fit(PreferenceModule("tiny", attention="varlen"), PreferenceDataModule("survey"))
+    with pytest.raises(UserError, match=r"model\.attention flex is a kernel of the forest, but model.scorer is plain"):
+        PreferenceModule("tiny", attention="flex", scorer="plain")
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])

@@ -106,6 +106,10 @@ def test_a_missing_number_is_computed_once_by_the_start(tmp_path: Path, rank: in
     first = asked(ours, score, untrained=False)
     torch.testing.assert_close(first, start(), atol=1e-5, rtol=0)
     assert ours.needs_copy(BATCH) == (rank == 0)  # it was loaded
+    ours.end_epoch()
+    assert (ours.model is None) == (rank > 0)  # this epoch needed it
+    ours.end_epoch()
+    assert ours.model is None
     assert torch.equal(asked(ours, score, untrained=False), first)
     assert score.calls[0] == 6
     assert 6 not in score.calls[1:]
