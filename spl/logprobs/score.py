@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,13 +48,17 @@ def score(
     base = base_of(model)
     if base.config.get_text_config()._attn_implementation != FOREST:
         raise RuntimeError('call prepare(model, "forest") before scoring with "forest"')
-    hidden = base.get_decoder()(
-        input_ids=batch.input_ids[None],
-        position_ids=batch.position_ids[None],
-        use_cache=False,
-        forest=Forest(batch, backend),
-    ).last_hidden_state[0]
-    edge_logps, edge_entropies = token_logps(hidden[batch.edge_source], batch.edge_target, head_of(base), chunk)
+    tokens: dict[str, Any] = {"input_ids": batch.input_ids[None]}
+    precision: Any = nullcontext()
+    if next(base.parameters()).dtype == torch.bfloat16:
+        # Products in bfloat16, but what the layers add up in float32: half the error of sums rounded at every layer.
+        tokens = {"inputs_embeds": base.get_input_embeddings()(batch.input_ids[None]).float()}
+        precision = torch.autocast(batch.input_ids.device.type, torch.bfloat16)
+    with precision:
+        hidden = base.get_decoder()(
+            **tokens, position_ids=batch.position_ids[None], use_cache=False, forest=Forest(batch, backend)
+        ).last_hidden_state[0]
+        edge_logps, edge_entropies = token_logps(hidden[batch.edge_source], batch.edge_target, head_of(base), chunk)
     per_token = edge_logps[batch.member_edge]
     return ResponseLogps(
         logps=_sum_by_response(per_token, batch),

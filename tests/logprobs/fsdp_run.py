@@ -3,6 +3,7 @@
 Started by torchrun; the argument is the file that the first process writes.
 """
 
+import os
 import sys
 
 import torch
@@ -35,4 +36,5 @@ if __name__ == "__main__":
             gradients[name] = grad.full_tensor() if isinstance(grad, DTensor) else grad
     if dist.get_rank() == 0:
         torch.save({"logps": logps.detach(), "gradients": gradients}, sys.argv[1])
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # gloo's threads may abort a process that ends in the ordinary way

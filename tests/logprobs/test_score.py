@@ -85,6 +85,18 @@ def test_bfloat16_stays_near_plain() -> None:
     assert 0 < gap_to_plain(model, BATCH) < 0.1
 
 
+def test_bfloat16_multiplies_in_bfloat16_and_adds_up_in_float32() -> None:
+    model = build("llama", torch.bfloat16)
+    found: dict[str, torch.dtype] = {}
+    layer = model.model.layers[1]
+    for name, module in {"product": layer.self_attn.q_proj, "sum": layer}.items():
+        module.register_forward_hook(lambda _, __, output, name=name: found.update({name: output.dtype}))
+    prepare(model, "forest")
+    score(model, BATCH).logps.sum().backward()
+    assert found == {"product": torch.bfloat16, "sum": torch.float32}
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.bfloat16}
+
+
 # Few words, so that responses often begin alike, repeat, or begin one another.
 TOKENS = st.integers(3, 5)
 RESPONSES = st.lists(st.lists(TOKENS, min_size=1, max_size=6), min_size=2, max_size=5)
