@@ -19,7 +19,6 @@ from tokenizers.models import BPE
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from spl.lora import FusedLinear
 from spl.types import UserError
 
 Dtype = Literal["float32", "bfloat16"]
@@ -57,13 +56,15 @@ def load_policy(
     lora_rank: int = 16,
     lora_alpha: int = 16,
     lora_targets: str | list[str] = "all-linear",
+    lora_layer: type[nn.Module] | None = None,
     gradient_checkpointing: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
     """A causal language model to train, with fresh LoRA adapters, or whole where `lora_rank` is 0.
 
-    Fresh adapters change nothing, so with them off the model is the reference.
+    Fresh adapters change nothing, so with them off the model is the reference. `lora_layer` takes the place of peft's
+    own layer around an `nn.Linear`.
 
     Raises:
         UserError: there is no such model, or its weights are not in safetensors (or .gguf) form.
@@ -81,8 +82,8 @@ def load_policy(
         lora = LoraConfig(
             r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
         )
-        if not getattr(model, "is_quantized", False):
-            lora._register_custom_module({nn.Linear: FusedLinear})
+        if lora_layer is not None and not getattr(model, "is_quantized", False):
+            lora._register_custom_module({nn.Linear: lora_layer})
         try:
             model = get_peft_model(model, lora)
         except ValueError as error:

@@ -14,6 +14,7 @@ from transformers import get_scheduler
 
 from spl.logprobs.forest import Backend
 from spl.logprobs.kernels import require
+from spl.logprobs.lora import FusedLinear
 from spl.logprobs.score import base_of, first_examples, gap_to_plain, prepare, score
 from spl.models import Dtype, ExportFormat, load_policy, load_tokenizer, save_policy
 from spl.types import PreferenceBatch, ResponseLogps, UserError
@@ -129,6 +130,7 @@ class PolicyModule(LightningModule):
             lora_rank=hp["lora_rank"],
             lora_alpha=hp["lora_alpha"],
             lora_targets=hp["lora_targets"],
+            lora_layer=FusedLinear,
             gradient_checkpointing=hp["gradient_checkpointing"],
             revision=hp["revision"],
             trust_remote_code=hp["trust_remote_code"],

@@ -13,12 +13,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from spl.data.collate import collate
+from spl.logprobs.lora import FusedLinear
 from spl.logprobs.score import base_of, prepare, score
 from spl.models import load_policy
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    policy = load_policy("tiny", gradient_checkpointing=True)
+    policy = load_policy("tiny", gradient_checkpointing=True, lora_layer=FusedLinear)
     torch.manual_seed(1)
     for name, parameter in policy.named_parameters():
         if "lora_" in name:

@@ -9,9 +9,9 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import spl.lora
-from spl.lora import FusedLinear
-from spl.models import load_policy
+import spl.logprobs.lora
+from spl.logprobs.lora import FusedLinear
+from spl.modules.preference import PreferenceModule
 
 WIDE, HIGH, RANK = 6, 5, 3
 
@@ -44,8 +44,8 @@ def run(made: Any, x: Tensor) -> dict[str, Tensor]:
 def fused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each fused product."""
     calls: list[int] = []
-    product = spl.lora._LoraProduct.apply
-    monkeypatch.setattr(spl.lora._LoraProduct, "apply", lambda *args: (calls.append(1), product(*args))[1])
+    product = spl.logprobs.lora._LoraProduct.apply
+    monkeypatch.setattr(spl.logprobs.lora._LoraProduct, "apply", lambda *args: (calls.append(1), product(*args))[1])
     return calls
 
 
@@ -137,6 +137,6 @@ def test_autocast_takes_its_products_in_bfloat16(fused: list[int]) -> None:
 
 
 def test_a_policy_has_it_on_every_linear_layer_but_the_head() -> None:
-    policy = load_policy("tiny")
+    policy = PreferenceModule("tiny").load_policy()
     kinds = {type(module).__name__ for name, module in policy.named_modules() if name.endswith("_proj")}
     assert kinds == {"FusedLinear"}
