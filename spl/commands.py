@@ -26,6 +26,7 @@ from spl.callbacks.predictions import PredictionWriter
 from spl.callbacks.progress import ProgressBar
 from spl.callbacks.reference_cache import ReferenceCache
 from spl.callbacks.run_folder import MetricsLogger, RunFolder
+from spl.callbacks.sampler import PolicySampler
 from spl.callbacks.start import StartEndValidation, StartReport
 from spl.callbacks.throughput import ThroughputMonitor
 from spl.data.base import PreferenceDataModule
@@ -114,6 +115,7 @@ class SPLCommand(LightningCLI):
         )
         parser.add_lightning_class_args(Export, "export")
         parser.add_lightning_class_args(ReferenceCache, "reference")
+        parser.add_lightning_class_args(PolicySampler, "samples")
 
     @property
     def settings(self) -> Any:

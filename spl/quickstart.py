@@ -174,10 +174,10 @@ def _free(module: PolicyModule, example: EncodedExample, answers: dict[str, floa
     """Shares among free samples; a reply counts for an answer only if it is that word and then ends."""
     if not num:
         return {}
-    prompt_ids = torch.tensor(example.sequences[0][: example.starts[0]], device=module.device)
+    prompt_ids = example.sequences[0][: example.starts[0]]
     eos = module.tokenizer.eos_token_id
     with module.generating():
-        replies = sample(module.policy, prompt_ids, num, eos_token_id=eos, max_new_tokens=8)
+        (replies,) = sample(module.policy, [prompt_ids], num, eos_token_ids=[eos], max_new_tokens=8)
     texts = [module.tokenizer.decode(r[:-1]).strip() if r[-1] == eos else "" for r in replies]
     counts = Counter(text if text in answers else "unmatched" for text in texts)
     return {answer: counts[answer] / num for answer in (*answers, "unmatched")}

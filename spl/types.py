@@ -105,6 +105,28 @@ class ResponseLogps(NamedTuple):
     per_token_logps: Tensor  # [M] in the order of PreferenceBatch.member_edge
 
 
+class ResponseLaws(NamedTuple):
+    """What the laws of the next token say along a batch's responses: sums over each, in nats and float32, no gradient.
+
+    A sum over a sample's positions of a conditional expectation is a Rao-Blackwellised estimate: `entropies` of the
+    sequence entropy, `cross_entropies` of the cross-entropy, their difference of the KL divergence.
+    """
+
+    logps: Tensor  # [R] log pi(y|x)
+    reference_logps: Tensor  # [R] log pi_ref(y|x)
+    entropies: Tensor  # [R] sum_t H(pi(.|y_<t))
+    cross_entropies: Tensor  # [R] sum_t H(pi(.|y_<t), pi_ref(.|y_<t))
+    log_normalizers: Tensor  # [R] sum_t log Z_t, Z_t = sum_v pi_ref(v|y_<t)^(1 / global temperature)
+    num_tokens: Tensor  # [R]
+
+
+class Prompt(NamedTuple):
+    """A prompt to sample replies to."""
+
+    text: str  # as the model sees it
+    input_ids: tuple[int, ...]
+
+
 class StepOutput(TypedDict):
     """What a step returns. Only `loss` carries a gradient; callbacks read the other entries, never `loss`."""
 

@@ -13,7 +13,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 from rich.console import Console
-from rich.table import Table
+
+from spl.callbacks.summary import summary
 
 _PACKAGES = ("spl", "torch", "lightning", "transformers", "peft", "datasets")
 
@@ -75,19 +76,30 @@ class _Writer(ExperimentWriter):
 
 
 class RunFolder(Callback):
-    """Keeps start and end figures, saves the last checkpoint, writes `summary.json` and prints a short table."""
+    """Keeps start and end figures, saves the last checkpoint, writes `summary.json` and prints a short table.
+
+    A figure's start is its first value in the run, its end the last.
+    """
 
     def __init__(self) -> None:
         self.start: dict[str, float] = {}
-        self.end: dict[str, float] = {}
         self.began = 0.0
+        self._first = True  # no batch has begun
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = time.perf_counter()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._first:  # what monitors log before step 1, by whatever order
+            self._keep_start(trainer)
+            self._first = False
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.end = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        self.start = self.start or self.end
+        if not trainer.sanity_checking:
+            self._keep_start(trainer)
+
+    def _keep_start(self, trainer: Trainer) -> None:
+        self.start = _held_out(trainer) | self.start
 
     def state_dict(self) -> dict[str, Any]:
         return {"start": self.start}
@@ -110,22 +122,20 @@ class RunFolder(Callback):
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        summary = {
+        end = _held_out(trainer)
+        facts = {
             "finished": True,
             "steps": trainer.global_step,
             "seconds": round(time.perf_counter() - self.began, 1),
             "start": self.start,
-            "end": self.end,
+            "end": end,
             "hashes": {str(f.relative_to(folder)): _sha256(f) for f in sorted(folder.glob("export/*.safetensors"))},
             "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         }
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        if self.end:
-            _show(self.start, self.end)
-        Console().print(
-            f"Finished {trainer.global_step:,} steps in {summary['seconds']:,} s. Everything is in {folder}."
-        )
+        (folder / "summary.json").write_text(json.dumps(facts, indent=2) + "\n")
+        Console().print(summary(self.start, end))
+        Console().print(f"Finished {trainer.global_step:,} steps in {facts['seconds']:,} s. Everything is in {folder}.")
 
 
 def _sha256(file: Path) -> str:
@@ -133,9 +143,6 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _show(start: dict[str, float], end: dict[str, float]) -> None:
-    table = Table("held-out data", "start", "end", title="Start and end", title_justify="left")
-    for name, value in end.items():
-        if name in start:
-            table.add_row(name.removeprefix("val/"), f"{start[name]:.4g}", f"{value:.4g}")
-    Console().print(table)
+def _held_out(trainer: Trainer) -> dict[str, float]:
+    """Figures on held-out data and samples by their names, as they were logged last."""
+    return {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}

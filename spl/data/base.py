@@ -1,6 +1,7 @@
 """The data module: rows of any common shape in, batches of tries out."""
 
 import logging
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -12,9 +13,11 @@ from spl.data.collate import EncodedExample, collate
 from spl.data.encode import BadRows, EncodedData, Report, RowEncoder, encode_source
 from spl.data.files import is_local
 from spl.data.loader import BatchLoader, InOrder, Shuffled, StreamLoader
+from spl.data.multiple_choice import EncodedChoice, choice_batches, choice_source, encode_choices
+from spl.data.prompts import example_prompts, reply_batch, text_prompts
 from spl.data.source import SURVEY, Source
 from spl.data.tokenization import Encoder, Template, Truncation, TurnEnd
-from spl.types import PreferenceBatch, UserError
+from spl.types import PreferenceBatch, Prompt, UserError
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +52,11 @@ class PreferenceDataModule(LightningDataModule):
         streaming: read while training instead of tokenising all first; held-out data then need val_path or val_split.
         buffer_size: rows that a stream is shuffled within.
         num_workers: processes that prepare batches.
-        seed: of the order of examples and of what is set apart.
+        multiple_choice: rows with a question, its choices and the right one, whose letters the CalibrationMonitor
+            scores: a local file, or a data set on the Hub as ID, ID:CONFIG or ID:CONFIG:SPLIT (else its split
+            "validation"). `spl.data.multiple_choice` lists the shapes of rows.
+        num_choice_questions: most of them that are asked, the first of a seeded shuffle.
+        seed: of the order of examples, of what is set apart, and of the multiple-choice questions that are asked.
     """
 
     def __init__(
@@ -73,6 +80,8 @@ class PreferenceDataModule(LightningDataModule):
         streaming: bool = False,
         buffer_size: int = 1000,
         num_workers: int = 0,
+        multiple_choice: str | None = None,
+        num_choice_questions: int = 128,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -80,6 +89,8 @@ class PreferenceDataModule(LightningDataModule):
             raise UserError(f"data.batch_size must be 1 or more, but is {batch_size}.")
         if max_tokens is not None and max_tokens < 1:
             raise UserError(f"data.max_tokens must be 1 or more, but is {max_tokens}.")
+        if num_choice_questions < 1:
+            raise UserError(f"data.num_choice_questions must be 1 or more, but is {num_choice_questions}.")
         if streaming and (max_tokens or group_by_length):
             raise UserError(
                 "a stream does not tell its lengths ahead: with data.streaming leave out data.max_tokens and "
@@ -102,6 +113,7 @@ class PreferenceDataModule(LightningDataModule):
         self.val: EncodedData | None = None
         self.everything: EncodedData | None = None
         self._sampled: list[EncodedExample] = []
+        self._choices: list[EncodedChoice] = []
         self._given: dict[str, Any] = {}  # the trainer's settings as the user gave them, while they are raised
 
     @property
@@ -126,6 +138,10 @@ class PreferenceDataModule(LightningDataModule):
             self._load()
         if stage in ("validate", "test") and not self.val:
             raise UserError("there is no held-out data: set data.val_path, data.val_split or data.val_size.")
+        hp = self.hparams
+        if hp["multiple_choice"] and stage != "predict" and not self._choices:
+            questions = choice_source(hp["multiple_choice"])
+            self._choices = encode_choices(questions, self.encoder, hp["num_choice_questions"], hp["seed"])
         if stage == "fit" and self.train is not None:
             plan = self._plan()
             if not len(plan):
@@ -292,6 +308,29 @@ class PreferenceDataModule(LightningDataModule):
         if isinstance(plan := self._plan(), Balanced):
             return collate([self.train[k] for k in plan.largest(self._epochs())])
         return collate([self.train[int(k)] for k in np.argsort(self.train.num_tokens, kind="stable")[-size:]])
+
+    def prompts(self, num: int, texts: list[str] | None = None, max_tokens: int = 256) -> list[Prompt]:
+        """Fixed prompts to sample replies to, the same on every process.
+
+        Args:
+            num: most of them; fewer where the data hold fewer.
+            texts: user turns to take instead, all of them.
+            max_tokens: longer prompts of the data are taken only where the shorter ones are too few.
+        """
+        if texts is not None:
+            return text_prompts(texts, self.encoder.encoder)
+        data = self.val or self.train or self._sample()  # held out where there is such
+        return example_prompts((data[k] for k in range(len(data))), num, max_tokens, self.encoder.encoder.tokenizer)
+
+    def sample_batch(self, prompts: list[Prompt], replies: list[list[tuple[int, ...]]]) -> PreferenceBatch:
+        """Replies to prompts, each a tuple of one or more token ids, as a batch to score; equal replies may repeat."""
+        return reply_batch(prompts, replies)
+
+    def choice_batches(self) -> Iterator[tuple[PreferenceBatch, list[int]]]:
+        """This process's multiple-choice questions and the index of each one's right letter; empty without such."""
+        if self._choices:
+            size = 4 * self.hparams["batch_size"]  # a question is a prompt and a letter, an example has whole replies
+            yield from choice_batches(self._choices, size, self._rank, self._world)
 
     def describe(self) -> dict[str, str]:
         """What is trained on, for the start-up report."""

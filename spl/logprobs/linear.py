@@ -51,6 +51,12 @@ def _for_products(weight: Tensor, hidden: Tensor) -> Tensor:
     return weight.to(hidden.dtype) if hidden.is_cuda and hidden.dtype in _LOW else widen(weight)
 
 
+def _in_autocast(hidden: Tensor) -> Tensor:
+    """Under CUDA's autocast in its dtype: norms give float32 even there."""
+    cast = hidden.is_cuda and torch.is_autocast_enabled("cuda")
+    return hidden.to(torch.get_autocast_dtype("cuda")) if cast else hidden
+
+
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b, taken in the dtype of b and added up in that of reductions."""
     a = a.to(b.dtype)
@@ -71,6 +77,13 @@ def _logits(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
         return raw, None
     squashed = torch.tanh(raw / head.softcap)
     return head.softcap * squashed, head.scale * (1 - squashed**2)
+
+
+def head_logits(hidden: Tensor, head: Head) -> Tensor:
+    """Logits [n, V] of final hidden states [n, H], in the dtype of reductions; no gradient in place of memory."""
+    hidden = _in_autocast(hidden)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _logits(hidden, head._replace(weight=_for_products(head.weight, hidden)))[0]
 
 
 class _Law(NamedTuple):
@@ -181,8 +194,7 @@ def token_logps(hidden: Tensor, target: Tensor, head: Head, chunk: int = 512) ->
         head: the output embedding.
         chunk: edges projected at a time; `chunk * V` float32 logits are held.
     """
-    if hidden.is_cuda and torch.is_autocast_enabled("cuda"):
-        hidden = hidden.to(torch.get_autocast_dtype("cuda"))  # norms give float32 even there
+    hidden = _in_autocast(hidden)
     logps, entropies = _TokenLogps.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, target, head.scale, head.softcap, chunk
     )

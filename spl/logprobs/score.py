@@ -46,29 +46,48 @@ def score(
     if scorer == "plain":
         return sequence_logps(model, batch)
     base = base_of(model)
-    if base.config.get_text_config()._attn_implementation != FOREST:
-        raise RuntimeError('call prepare(model, "forest") before scoring with "forest"')
-    tokens: dict[str, Any] = {"input_ids": batch.input_ids[None]}
-    precision: Any = nullcontext()
-    if next(base.parameters()).dtype == torch.bfloat16:
-        # Products in bfloat16, but what the layers add up in float32: half the error of sums rounded at every layer.
-        tokens = {"inputs_embeds": base.get_input_embeddings()(batch.input_ids[None]).float()}
-        precision = torch.autocast(batch.input_ids.device.type, torch.bfloat16)
-    with precision:
-        hidden = base.get_decoder()(
-            **tokens, position_ids=batch.position_ids[None], use_cache=False, forest=Forest(batch, backend)
-        ).last_hidden_state[0]
-        edge_logps, edge_entropies = token_logps(hidden[batch.edge_source], batch.edge_target, head_of(base), chunk)
+    states = edge_states(model, batch, backend)
+    with precision_of(base):
+        edge_logps, edge_entropies = token_logps(states, batch.edge_target, head_of(base), chunk)
     per_token = edge_logps[batch.member_edge]
     return ResponseLogps(
-        logps=_sum_by_response(per_token, batch),
-        entropies=_sum_by_response(edge_entropies[batch.member_edge], batch),
-        num_tokens=_sum_by_response(torch.ones_like(batch.member_response), batch),
+        logps=sum_by_response(per_token, batch),
+        entropies=sum_by_response(edge_entropies[batch.member_edge], batch),
+        num_tokens=sum_by_response(torch.ones_like(batch.member_response), batch),
         per_token_logps=per_token,
     )
 
 
-def _sum_by_response(values: Tensor, batch: PreferenceBatch) -> Tensor:
+def edge_states(model: nn.Module, batch: PreferenceBatch, backend: Backend = "auto") -> Tensor:
+    """Final hidden states of the predicting tokens [E, H], each token of the forest run once.
+
+    Raises:
+        RuntimeError: the model is not prepared for "forest": another attention would ignore the forest in silence.
+    """
+    base = base_of(model)
+    if base.config.get_text_config()._attn_implementation != FOREST:
+        raise RuntimeError('call prepare(model, "forest") before scoring with "forest"')
+    tokens: dict[str, Any] = {"input_ids": batch.input_ids[None]}
+    if next(base.parameters()).dtype == torch.bfloat16:
+        tokens = {"inputs_embeds": base.get_input_embeddings()(batch.input_ids[None]).float()}
+    with precision_of(base):
+        hidden: Tensor = base.get_decoder()(
+            **tokens, position_ids=batch.position_ids[None], use_cache=False, forest=Forest(batch, backend)
+        ).last_hidden_state[0]
+    return hidden[batch.edge_source]
+
+
+def precision_of(base: nn.Module) -> Any:
+    """The context in which a model's products are taken.
+
+    With weights in bfloat16 the products are so too, but what the layers add up is in float32: half the error of sums
+    that are rounded at every layer.
+    """
+    weight = next(base.parameters())
+    return torch.autocast(weight.device.type, torch.bfloat16) if weight.dtype == torch.bfloat16 else nullcontext()
+
+
+def sum_by_response(values: Tensor, batch: PreferenceBatch) -> Tensor:
     """Sum of per-member values [M] over each response -> [R]."""
     return values.new_zeros(batch.num_responses).index_add(0, batch.member_response, values)
 

@@ -3,6 +3,8 @@
 Slow and plain on purpose. Every other way of scoring must equal it, values and gradients.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +30,22 @@ def sequence_logps(model: nn.Module, batch: PreferenceBatch, rows: int = 8) -> R
 
     Padding stands right of every scored token, so under a causal mask it changes nothing.
     """
-    sequences = unpack(batch)
     logps, entropies = [], []
+    for logits, target in sequence_logits(model, batch, rows):
+        log_probs = logits.log_softmax(-1)
+        logps.append(log_probs.gather(1, target[:, None]).squeeze(1))
+        entropies.append(-(log_probs.exp() * log_probs).sum(-1).detach())
+    return ResponseLogps(
+        logps=torch.stack([x.sum() for x in logps]),
+        entropies=torch.stack([x.sum() for x in entropies]),
+        num_tokens=torch.tensor([len(x) for x in logps], device=logps[0].device),
+        per_token_logps=torch.cat(logps),
+    )
+
+
+def sequence_logits(model: nn.Module, batch: PreferenceBatch, rows: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each response its n scored tokens' logits [n, V], in the dtype of reductions, and their ids [n]."""
+    sequences = unpack(batch)
     for start in range(0, len(sequences), rows):
         group = sequences[start : start + rows]
         ids = nn.utils.rnn.pad_sequence([ids for ids, _ in group], batch_first=True)
@@ -37,12 +53,4 @@ def sequence_logps(model: nn.Module, batch: PreferenceBatch, rows: int = 8) -> R
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         for row, (sequence, scored) in enumerate(group):
             first, last = len(sequence) - scored, len(sequence)
-            log_probs = widen(logits[row, first - 1 : last - 1]).log_softmax(-1)
-            logps.append(log_probs.gather(1, sequence[first:, None]).squeeze(1))
-            entropies.append(-(log_probs.exp() * log_probs).sum(-1).detach())
-    return ResponseLogps(
-        logps=torch.stack([x.sum() for x in logps]),
-        entropies=torch.stack([x.sum() for x in entropies]),
-        num_tokens=torch.tensor([len(x) for x in logps], device=logps[0].device),
-        per_token_logps=torch.cat(logps),
-    )
+            yield widen(logits[row, first - 1 : last - 1]), sequence[first:]

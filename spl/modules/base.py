@@ -3,21 +3,24 @@
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from spl.logprobs.forest import Backend
 from spl.logprobs.kernels import require
+from spl.logprobs.laws import score_laws
 from spl.logprobs.lora import FusedLinear
 from spl.logprobs.score import base_of, first_examples, gap_to_plain, prepare, score
 from spl.models import Dtype, ExportFormat, load_policy, load_tokenizer, save_policy
-from spl.types import PreferenceBatch, ResponseLogps, UserError
+from spl.modules.flops import MatrixSizes, matrix_sizes, step_flops
+from spl.types import PreferenceBatch, ResponseLaws, ResponseLogps, UserError
 
 Schedule = Literal["constant", "linear", "cosine"]
 Scorer = Literal["auto", "forest", "plain"]
@@ -91,6 +94,7 @@ class PolicyModule(LightningModule):
         self.backend: Backend = attention
         self.strict_loading = False  # a checkpoint holds what trains, not the frozen base
         self._tokenizer: Any = None
+        self._sizes: MatrixSizes | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -144,6 +148,43 @@ class PolicyModule(LightningModule):
         prepare(model, self.scorer)
         return score(model, batch, self.scorer, self.hparams["head_chunk"], self.backend)
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether the policy before step 1 is at hand as a model."""
+        return self.trains_adapters
+
+    @contextmanager
+    def as_reference(self) -> Iterator[nn.Module]:
+        """The policy before step 1 as a model, for a block; with adapters it is the policy, which cannot run beside."""
+        policy: Any = self.policy
+        with policy.disable_adapter():
+            yield policy
+
+    @property
+    def global_temperature(self) -> float | None:
+        """alpha / beta, where the objective has it."""
+        return None
+
+    @torch.no_grad()
+    def laws(self, batch: PreferenceBatch, of_reference: bool = False) -> ResponseLaws:
+        """The policy's laws beside the reference's along a batch's responses, usually samples; see `score_laws`.
+
+        Without a reference the entries that need one are the policy's own.
+
+        Args:
+            batch: responses.
+            of_reference: the reference in place of the policy, too.
+        """
+        if self.scorer == "auto":
+            self._choose_scorer(batch)
+        prepare(self.policy, self.scorer)
+        reference = self.as_reference if self.has_reference and not of_reference else None
+        with self.as_reference() if of_reference else nullcontext(self.policy) as model:
+            hp = self.hparams
+            return score_laws(
+                model, reference, batch, self.scorer, hp["head_chunk"], self.backend, self.global_temperature
+            )
+
     def _choose_scorer(self, batch: PreferenceBatch) -> None:
         """Hold the fast scorer to the plain one on two real examples."""
         low = torch.is_autocast_enabled(self.device.type) or next(self.policy.parameters()).dtype == torch.bfloat16
@@ -190,6 +231,28 @@ class PolicyModule(LightningModule):
         step = 1_000_003 * self.trainer.current_epoch + batch_idx
         torch.manual_seed((step * 1_009 + self.global_rank) % 2**63)
 
+    def needs_reference(self, batch: PreferenceBatch) -> bool:
+        """Whether a step on a batch runs a reference."""
+        return False
+
+    def step_flops(self, batch: PreferenceBatch) -> float:
+        """Floating-point operations that a step on a batch asks for; ask before the step. See `spl.modules.flops`."""
+        if self._sizes is None:
+            self._sizes = matrix_sizes(self.policy)
+        return step_flops(self._sizes, batch, self.needs_reference(batch))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the Euclidean norm of the step's whole gradient, before it is clipped."""
+        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm, batch_size=1)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimiser steps before the learning rate is at its peak."""
+        warmup: float = self.hparams["warmup"]
+        return round(warmup * self.trainer.estimated_stepping_batches) if warmup < 1 else int(warmup)
+
     def configure_optimizers(self) -> Any:
         hp = self.hparams
         trained = [p for p in self.policy.parameters() if p.requires_grad]
@@ -201,9 +264,8 @@ class PolicyModule(LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if not 0 < steps < math.inf:
             raise UserError("the run has no known length, so the learning rate has no schedule: set trainer.max_steps.")
-        warmup = round(hp["warmup"] * steps) if hp["warmup"] < 1 else int(hp["warmup"])
         name = "constant_with_warmup" if hp["schedule"] == "constant" else hp["schedule"]
-        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=int(steps))
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -228,6 +290,13 @@ class PolicyModule(LightningModule):
         data: Any = getattr(self._trainer, "datamodule", None)
         if hasattr(data, "convert_progress"):
             data.convert_progress(checkpoint)
+
+    @property
+    def eos_token_ids(self) -> set[int]:
+        """Tokens that end a reply: the tokenizer's, and those that the model's generation settings name."""
+        named = getattr(getattr(base_of(self.policy), "generation_config", None), "eos_token_id", None)
+        more = named if isinstance(named, list) else [named]
+        return {int(token) for token in (self.tokenizer.eos_token_id, *more) if token is not None}
 
     @contextmanager
     def generating(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ MEANS = (
     "logps/chosen",
     "logps/rejected",
     "logps/chosen_per_token",
-    "entropy",
+    "token_entropy",
 )
 
 
@@ -43,5 +43,5 @@ def preference_figures(output: StepOutput, batch: PreferenceBatch) -> Figures:
         "logps/chosen": (logps[chosen].mean(), num),
         "logps/rejected": (logps[rejected].mean(), num),
         "logps/chosen_per_token": ((logps[chosen] / tokens[chosen]).mean(), num),
-        "entropy": (output["entropies"].sum() / tokens.sum(), int(tokens.sum())),
+        "token_entropy": (output["entropies"].sum() / tokens.sum(), int(tokens.sum())),
     }

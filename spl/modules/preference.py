@@ -1,6 +1,8 @@
 """Preference training: the policy, the frozen reference, the SPL loss."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
 from spl.logprobs.cache import LogpCache
+from spl.logprobs.score import prepare
 from spl.models import fingerprint
 from spl.modules.base import PolicyModule
 from spl.modules.figures import MEANS, preference_figures
@@ -94,6 +97,26 @@ class PreferenceModule(PolicyModule):
             strategy.reduce_boolean_decision if strategy is not None and sharded else bool,
             untrained=trainer is None or (trainer.state.fn == "fit" and trainer.global_step == 0),
         )
+
+    @property
+    def has_reference(self) -> bool:
+        return self.reference is not None or super().has_reference
+
+    @contextmanager
+    def as_reference(self) -> Iterator[nn.Module]:
+        with super().as_reference() if self.reference is None else self.reference.as_model() as model:
+            prepare(model, self.scorer)
+            yield model
+
+    @property
+    def global_temperature(self) -> float | None:
+        return self.loss.alpha / self.loss.beta if self.loss.beta else None
+
+    def needs_reference(self, batch: PreferenceBatch) -> bool:
+        """Not where its numbers are kept."""
+        if self.reference is None or self.reference.cache is None:
+            return self.reference is not None
+        return self.reference.cache.get(batch.response_keys) is None
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> StepOutput:
         return self._shared_step(batch, "train")

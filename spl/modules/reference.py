@@ -1,6 +1,7 @@
 """The reference of preference training: the exact starting policy, or the numbers kept of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from peft import PeftModel
@@ -72,16 +73,27 @@ class Reference:
         unknown = self.cache is not None and self.cache.get(batch.response_keys) is None
         return self.model is not None or (unknown and not self.adapters)
 
-    def _score(self, batch: PreferenceBatch, score: Score) -> Tensor:
+    @contextmanager
+    def as_model(self) -> Iterator[nn.Module]:
+        """The reference for a block, on the policy's device; with adapters it is the policy, which cannot run beside.
+
+        Raises:
+            UserError: it is not held, and cannot be loaded again.
+        """
         if isinstance(self.policy, PeftModel):
             with self.policy.disable_adapter():
-                return score(batch, self.policy)
+                yield self.policy
+            return
         if self.model is None:
             assert self.cache is not None
             self.model = self._reload().requires_grad_(False).eval()
             if fingerprint(self.model) != self.cache.weights:
                 raise UserError("the model's files changed during the run, so the reference is gone: start it again.")
-        return score(batch, self.model.to(batch.input_ids.device))
+        yield self.model.to(next(self.policy.parameters()).device)
+
+    def _score(self, batch: PreferenceBatch, score: Score) -> Tensor:
+        with self.as_model() as model:
+            return score(batch, model)
 
     def _check(self, batch: PreferenceBatch, score: Score, untrained: bool) -> None:
         """Hold the first kept numbers of a run to the model, where it is at hand."""

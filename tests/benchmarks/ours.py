@@ -13,9 +13,10 @@ import lightning
 import torch
 from lightning import Callback
 from torch.utils.data import DataLoader
-from workload import Clock, batches, four_responses, matmul_rate, step_flops
+from workload import Clock, batches, four_responses, matmul_rate
 
 from spl.callbacks.reference_cache import ReferenceCache
+from spl.modules.flops import matrix_sizes, step_flops
 from spl.modules.preference import PreferenceModule
 from spl.types import PreferenceBatch
 
@@ -40,7 +41,7 @@ class Steps(Callback):
             {
                 "seconds": wall,
                 "cpu_seconds": cpu,
-                "matmul_share": step_flops(pl_module.policy, batch) / wall / rate,
+                "matmul_share": step_flops(matrix_sizes(pl_module.policy), batch) / wall / rate,
                 "loss": outputs["objective"].item(),
                 "logps_chosen": policy[:, 0].mean().item(),
                 "logps_rejected": policy[:, 1].mean().item(),

@@ -10,8 +10,9 @@ import ours
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from workload import Clock, batches, four_responses, step_flops
+from workload import Clock, batches, four_responses
 
+from spl.modules.flops import matrix_sizes, step_flops
 from spl.modules.preference import PreferenceModule
 
 
@@ -34,7 +35,7 @@ def test_flops_are_those_of_the_products_that_run(pairs: Path, lora_rank: int) -
     products = sum(count for name, count in operations.items() if "attention" not in name and "bmm" not in name)
     # Attention apart: it is counted by the (query, key) pairs seen, not by the rectangles that kernels are given.
     attention = 4.0 * 2 * 64 * float((batch.position_ids + 1).sum()) * 4
-    expected = step_flops(module.policy, batch) - attention
+    expected = step_flops(matrix_sizes(module.policy), batch) - attention
     if lora_rank:
         # The counter does not know the product that is added in place: x A^T B^T forwards, (g B) A backwards.
         layers = [m for m in module.policy.modules() if hasattr(m, "lora_A")]

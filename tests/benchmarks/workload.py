@@ -3,7 +3,6 @@
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,7 +10,6 @@ from spl.data.collate import EncodedExample, collate
 from spl.data.encode import Report, RowEncoder
 from spl.data.files import read_rows
 from spl.data.tokenization import Encoder
-from spl.logprobs.score import base_of
 from spl.models import load_tokenizer
 from spl.types import Comparison, PreferenceBatch
 
@@ -47,31 +45,6 @@ def four_responses(vocabulary: int, length: int, prompts: int = 1) -> tuple[Pref
 def _example(sequences: list[tuple[int, ...]], start: int, couples: list[tuple[int, int]]) -> EncodedExample:
     comparisons = tuple(Comparison(i, j, 1.0) for i, j in couples)
     return EncodedExample(tuple(sequences), (start,) * len(sequences), comparisons, None, "")
-
-
-def step_flops(model: Any, batch: PreferenceBatch, reference: bool = True) -> float:
-    """Floating-point operations that a batch's distinct tokens ask for: reference forward, policy forward and backward.
-
-    Two a weight and token forwards, two more for the gradient of the activations, two more for that of a weight that
-    trains; attention 4 * layers * width for each (query, key) seen. Nothing computed twice counts.
-    """
-    base = base_of(model)
-    config = base.config.get_text_config()
-    head = base.get_output_embeddings().weight
-    tied_or_head = {p.data_ptr() for p in (head, base.get_input_embeddings().weight)}
-    matrices = [p for p in model.parameters() if p.ndim == 2 and p.data_ptr() not in tied_or_head]
-    trained = sum(p.numel() for p in matrices if p.requires_grad)
-    frozen = sum(p.numel() for p in matrices) - trained
-    full = trained > frozen  # adapters are no part of the reference
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    seen = float((batch.position_ids + 1).sum())
-    attention = 4.0 * config.num_hidden_layers * width * seen
-    of_head = 2.0 * head.numel() * batch.edge_source.numel()
-    policy = batch.num_tokens * (4.0 * frozen + 6.0 * trained) + 3 * attention + of_head * (3 if full else 2)
-    forward = batch.num_tokens * 2.0 * (trained if full else frozen) + attention + of_head
-    return policy + (forward if reference else 0.0)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:

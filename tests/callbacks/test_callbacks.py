@@ -1,32 +1,22 @@
 """Callbacks that only read: the report, the progress bar's names, the rate, the metrics file."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning import Callback, Trainer
+from tiny_fit import fit
 
 from spl.callbacks.export import Export
 from spl.callbacks.progress import ProgressBar
-from spl.callbacks.run_folder import MetricsLogger
+from spl.callbacks.record import log_now
+from spl.callbacks.run_folder import MetricsLogger, RunFolder
 from spl.callbacks.start import StartEndValidation, StartReport
 from spl.callbacks.throughput import ThroughputMonitor
-from spl.data.base import PreferenceDataModule
 from spl.modules.preference import PreferenceModule
-
-
-def fit(folder: Path, *callbacks: Callback, steps: int = 3, **options: Any) -> Trainer:
-    trainer = Trainer(
-        accelerator="cpu", max_steps=steps, max_epochs=-1, default_root_dir=folder, callbacks=list(callbacks),
-        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, num_sanity_val_steps=0,
-        log_every_n_steps=1, **{"logger": False, **options},
-    )  # fmt: skip
-    torch.manual_seed(0)
-    module = PreferenceModule("tiny", alpha=1.0, beta=0.1, lora_rank=4)
-    trainer.fit(module, PreferenceDataModule("survey", val_path="survey"))
-    return trainer
 
 
 def test_the_report_says_what_will_happen(
@@ -123,16 +113,34 @@ def test_the_progress_bar_shows_loss_margin_accuracy_and_rate(tmp_path: Path) ->
     assert {"step", "loss", "margin", "accuracy", "tokens/s"} <= shown.keys()
     assert shown["step"] == "3/3"
     assert float(shown["tokens/s"].replace(",", "")) > 0
+    assert not {"entropy", "kl"} & shown.keys()
 
 
-def test_the_rate_counts_distinct_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter(range(1000))
-    monkeypatch.setattr("spl.callbacks.throughput.time.perf_counter", lambda: float(next(ticks)))
-    monitor = ThroughputMonitor()
-    trainer = fit(tmp_path, monitor, limit_val_batches=0)
-    batch = trainer.datamodule.first_batch()  # type: ignore[attr-defined]
-    # One second a batch by this clock, and every batch is the whole survey.
-    assert trainer.callback_metrics["train/tokens_per_second"].item() == batch.num_tokens
+def test_the_progress_bar_shows_what_monitors_said_last(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, limit_val_batches=0)
+    log_now(trainer, {"val/entropy": 31.5, "val/kl": 0.25})
+    shown = ProgressBar().get_metrics(trainer, trainer.lightning_module)
+    assert (shown["entropy"], shown["kl"]) == (31.5, 0.25)
+
+
+def test_a_figure_starts_where_it_is_first_logged(tmp_path: Path) -> None:
+    class Monitor(Callback):
+        """Logs before step 1, after the run folder has had its turn, and at the end."""
+
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            log_now(trainer, {"val/kl": 0.0})
+
+        def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+            log_now(trainer, {"val/kl": 2.0, "val/vendi": 3.0})
+
+    fit(tmp_path, RunFolder(), Monitor(), check_val_every_n_epoch=1, logger=MetricsLogger(tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    with (tmp_path / "metrics.csv").open() as file:
+        losses = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert (summary["start"]["val/kl"], summary["end"]["val/kl"], summary["end"]["val/vendi"]) == (0.0, 2.0, 3.0)
+    assert "val/vendi" not in summary["start"]
+    assert len(losses) == 3
+    assert (summary["start"]["val/loss"], summary["end"]["val/loss"]) == pytest.approx((losses[0], losses[-1]))
 
 
 def test_no_export_where_none_is_asked_for(tmp_path: Path) -> None:

@@ -304,7 +304,7 @@ def test_figures_by_hand() -> None:
         "logps/chosen": ((-2 - 4 - 2) / 3, 3),
         "logps/rejected": ((-6 - 6 - 4) / 3, 3),
         "logps/chosen_per_token": ((-1 - 2 - 1) / 3, 3),
-        "entropy": (7 / 7, 7),
+        "token_entropy": (7 / 7, 7),
     }
     found = preference_figures(output, batch)
     assert found.keys() == expected.keys()

