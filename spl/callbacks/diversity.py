@@ -44,7 +44,8 @@ class DiversityMonitor(Callback):
 
     Each is a mean over the prompts that samples are drawn for; spl/metrics/diversity.py defines them. The reference's
     own level, where there is a reference, is logged once, as `val/reference_distinct_1` and so on, and stands in
-    `figures/diversity.png` as a grey line. `val/words`, the mean number of words of whole replies, stands beside them: what grows longer repeats itself.
+    `figures/diversity.png` as a grey line. `val/words`, the mean number of words of whole replies, stands beside them:
+    replies that grow longer repeat more, and matching cannot help those that are shorter than match_length.
 
     Args:
         match_length: distinct-n, self-BLEU and compression look at so many words of each reply; 0 takes all of them.

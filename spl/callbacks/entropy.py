@@ -7,6 +7,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from spl.callbacks.record import log_figure, log_now
@@ -141,9 +142,9 @@ class EntropyMonitor(Callback):
 
     def _draw_entropy(self, axis: Axes) -> None:
         if self.reference:
-            self._draw_line(axis, "cross_entropy", "#d95f02", "cross-entropy under the reference")
-            axis.axhline(self.reference["entropy"], color=_REFERENCE, linestyle="--", label="entropy of the reference")
-        self._draw_line(axis, "entropy", _POLICY, "entropy of the policy", "entropy_change" if self.reference else "")
+            self._draw_line(axis, "cross_entropy", "#d95f02", "cross-entropy, policy to reference")
+            axis.axhline(self.reference["entropy"], color=_REFERENCE, linestyle="--", label="reference's entropy")
+        self._draw_line(axis, "entropy", _POLICY, "policy's entropy", "entropy_change" if self.reference else "")
         _finish(axis, "nats a reply")
 
     def _draw_kl(self, axis: Axes) -> None:
@@ -181,10 +182,13 @@ class EntropyMonitor(Callback):
 def _finish(axis: Axes, label: str, lines: list[Any] | None = None) -> None:
     """Labels, and a legend above the plot, where it hides nothing."""
     axis.set_xlabel("step")
+    axis.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     axis.set_ylabel(label)
     handles = axis.get_legend_handles_labels()[0] if lines is None else lines
     names = [str(handle.get_label()) for handle in handles]
-    axis.legend(handles, names, frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    axis.set_title(" ", fontsize=15)  # room for the legend, which would narrow the plot if the layout knew of it
+    legend = axis.legend(handles, names, frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1))
+    legend.set_in_layout(False)
 
 
 def _quantities(laws: ResponseLaws, ended: Tensor, reference: ResponseLaws) -> Tensor:

@@ -54,12 +54,12 @@ class PolicySampler(Callback):
 
     def __init__(
         self,
-        every_n_steps: int = 100,
-        num_prompts: int = 8,
+        every_n_steps: int = 50,
+        num_prompts: int = 6,
         num_samples: int = 4,
         max_new_tokens: int = 64,
         prompts: list[str] | None = None,
-        max_prompt_tokens: int = 256,
+        max_prompt_tokens: int = 128,
         seed: int = 0,
     ) -> None:
         counts = {"every_n_steps": every_n_steps, "num_prompts": num_prompts, "num_samples": num_samples}

@@ -119,7 +119,11 @@ def test_two_processes_give_the_whole() -> None:
 def crowd_file(folder: Path) -> str:
     """Votes of every kind: for the response that is listed first, for the other, and ties."""
     rows = [
-        {"prompt": f"Number {k}?", "responses": [f"{k}", f"the {7 * k} of them"], "comparisons": [[0, 1, share]]}
+        {
+            "prompt": f"Number {k}?",
+            "responses": [f"{k}", f"{(3 * k + 1) % 10}" + "!" * k],
+            "comparisons": [[0, 1, share]],
+        }
         for k, share in enumerate([1.0, 0.0, 0.2, 0.5, 0.8, 0.0, 0.0, 0.3])
     ]
     path = folder / "crowd.jsonl"

@@ -74,6 +74,10 @@ def test_compression_ratio_by_zlib() -> None:
     assert len(joined) == 8 * 22 + 7
     assert diversity.compression_ratio(texts) == len(joined) / len(zlib.compress(joined, level=9))
     assert diversity.compression_ratio(texts) > 4
+    squares = " ".join(str(i * i) for i in range(300))
+    sizes = {level: len(zlib.compress(squares.encode(), level=level)) for level in (1, 9)}
+    assert sizes[1] > sizes[9]  # the level is told apart
+    assert diversity.compression_ratio([squares]) == len(squares) / sizes[9]
     assert diversity.compression_ratio(["ß"]) == 2 / len(zlib.compress("ß".encode(), level=9))  # bytes, not characters
 
 
