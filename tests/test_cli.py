@@ -15,6 +15,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_configs import EXPERIMENTS
 from transformers import AutoModelForCausalLM
 
@@ -39,6 +40,53 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     main(["fit", *TINY, *QUIET, "--output", str(folder)])
     return folder
+
+
+@pytest.fixture(scope="module")
+def monitored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run with every monitor."""
+    folder = tmp_path_factory.mktemp("runs") / "monitored"
+    monitor = str(Path(TINY[1]).parents[1] / "callbacks/monitor.yaml")
+    main(["fit", *TINY, "--config", monitor, *QUIET, "--output", str(folder), "--samples.max_new_tokens", "16"])
+    return folder
+
+
+def test_monitors_write_their_figures(monitored: Path) -> None:
+    with (monitored / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    sums = ("entropy", "cross_entropy", "kl")
+    scores = ("ece", "ece_equal_mass", "brier", "log_loss")
+    names = [*sums, *(f"{n}_per_token" for n in sums), *scores, *(f"generative_{n}" for n in scores)]
+    names += ["distinct_2", "length", "eos_rate", "truncation_rate", "rewards/accuracies", "rewards/margins"]
+    names += ["share_gap", "generative_share_correlation", "self_bleu", "token_entropy", "forecast_log_z"]
+    for name in names:
+        values = [float(row[f"val/{name}"]) for row in rows if row[f"val/{name}"]]
+        assert values and all(math.isfinite(value) for value in values), name
+    for row in rows:
+        if row["val/kl"]:
+            parts = [float(row[f"val/{name}"]) for name in ("kl", "cross_entropy", "entropy")]
+            assert parts[0] == pytest.approx(parts[1] - parts[2], abs=1e-3)
+    train = [row for row in rows if row["train/loss"]]
+    assert all(float(row["train/grad_norm"]) > 0 for row in train)
+    names = ["tokens_per_second", "padded_tokens_per_second", "peak_share", "memory_gib"]
+    assert any(all(row[f"train/{name}"] for name in names) for row in train)
+
+
+def test_monitors_draw_and_show_samples(monitored: Path) -> None:
+    pictures = {path.name for path in (monitored / "figures").iterdir()}
+    assert pictures == {"entropy.png", "calibration.png", "diversity.png", "rewards.png"}
+    steps = [json.loads(line)["step"] for line in (monitored / "samples.jsonl").read_text().splitlines()]
+    assert steps == [0] * 6 + [20] * 6
+    events = EventAccumulator(str(monitored / "tensorboard"), size_guidance={"images": 0}).Reload().Tags()
+    assert {"entropy", "calibration", "diversity", "rewards"} <= set(events["images"])
+    assert "samples/text_summary" in events["tensors"]
+    assert {"val/entropy", "val/ece", "train/grad_norm"} <= set(events["scalars"])
+
+
+def test_the_end_of_a_run_is_told(monitored: Path) -> None:
+    found = json.loads((monitored / "summary.json").read_text())
+    assert found["start"]["val/kl"] == 0 < found["end"]["val/kl"]
+    assert found["start"]["val/entropy"] == found["end"]["val/reference_entropy"]
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

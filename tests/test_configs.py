@@ -24,20 +24,28 @@ def test_there_are_experiments() -> None:
 def test_a_config_opens_with_its_command(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     group = path.parent.name
-    expected = "# spl fit --config" if group == "experiment" else f"# --{group}"
+    expected = {
+        "experiment": "# spl fit --config",
+        "callbacks": "# spl fit --config configs/experiment/tiny.yaml --config",
+    }.get(group, f"# --{group}")
     assert first.startswith(f"{expected} configs/{name(path)}")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_a_config_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["fit", "--config", str(path if path in EXPERIMENTS else ROOT / "experiment/tiny.yaml")]
+    overlay = path.parent.name == "callbacks"
     if path not in EXPERIMENTS:
-        args += [f"--{path.parent.name}", str(path)]
+        args += ["--config" if overlay else f"--{path.parent.name}", str(path)]
     with pytest.raises(SystemExit) as raised:
         main([*args, "--print_config"])
     assert raised.value.code == 0
     parsed = yaml.safe_load(capsys.readouterr().out)
     chosen = yaml.safe_load(path.read_text())
+    if overlay:
+        names = [entry if isinstance(entry, str) else entry["class_path"] for entry in chosen["trainer"]["callbacks+"]]
+        assert [entry["class_path"] for entry in parsed["trainer"]["callbacks"]] == names
+        return
     for group, values in chosen.items() if path in EXPERIMENTS else [(path.parent.name, chosen)]:
         for key, value in values.items():
             assert parsed[group][key] == value

@@ -168,8 +168,10 @@ class EntropyMonitor(Callback):
         _finish(axis, "tokens", [*axis.get_lines(), *rate.get_lines()])
 
     def _draw_forecast(self, axis: Axes) -> None:
-        if not self.forecast:
+        if not any(log_z for _, log_z in self.forecast):
             axis.set_axis_off()
+            why = "$\\alpha = \\beta$, so no length is favoured" if self.forecast else "no reference, so no forecast"
+            axis.text(0.5, 0.5, why, transform=axis.transAxes, ha="center", color=_TEXT)
             return
         lengths, log_z = zip(*self.forecast, strict=True)
         axis.scatter(lengths, log_z, color=_REFERENCE, s=18, alpha=0.7, label="a reply of the reference")
@@ -187,7 +189,9 @@ def _finish(axis: Axes, label: str, lines: list[Any] | None = None) -> None:
     handles = axis.get_legend_handles_labels()[0] if lines is None else lines
     names = [str(handle.get_label()) for handle in handles]
     axis.set_title(" ", fontsize=15)  # room for the legend, which would narrow the plot if the layout knew of it
-    legend = axis.legend(handles, names, frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1))
+    legend = axis.legend(
+        handles, names, frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1)
+    )
     legend.set_in_layout(False)
 
 

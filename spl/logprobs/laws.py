@@ -94,10 +94,15 @@ def _compare(logits: Tensor, reference_logits: Tensor | None, target: Tensor, te
         reference_logps=log_q.gather(1, target[:, None]).squeeze(1),
         entropies=entropies,
         cross_entropies=entropies if log_q is log_p else -(p * log_q).sum(-1),
-        log_normalizers=torch.full_like(entropies, math.nan)
-        if temperature is None
-        else (log_q / temperature).logsumexp(-1),
+        log_normalizers=_log_normalizers(log_q, temperature),
     )
+
+
+def _log_normalizers(log_q: Tensor, temperature: float | None) -> Tensor:
+    """log sum_v q(v)^(1/temperature) of laws [n, V] -> [n]; without rounding 0 at temperature 1."""
+    if temperature is None or temperature == 1:
+        return log_q.new_full(log_q.shape[:1], math.nan if temperature is None else 0.0)
+    return (log_q / temperature).logsumexp(-1)
 
 
 def _plain(

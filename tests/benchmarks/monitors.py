@@ -2,7 +2,7 @@
 
     python tests/benchmarks/monitors.py --data.path pairs.jsonl.gz --trainer.max_steps 200 --output runs/overhead
 
-Arguments are those of `spl fit` after the configs smollm2_hh.yaml and monitor.yaml. Hooks run one after the other in the
+Arguments are those of `spl fit` after the configs smollm2_hh.yaml and monitor.yaml. Hooks run one after another in the
 training process, so their seconds are all that monitors add; a hook that calls another's counts once. CPU seconds stand
 beside wall seconds. Scoring the held-out pairs is no part of it: a run without monitors does that too.
 """

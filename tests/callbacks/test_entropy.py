@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from monitor_run import module, run, trainer
+from torch.utils.data import DataLoader
 
 from spl.callbacks.entropy import EntropyMonitor
 from spl.callbacks.sampler import PolicySampler, SampleRound
@@ -128,10 +130,9 @@ def test_prompts_of_ones_own(tmp_path: Path) -> None:
 def test_without_a_data_module_it_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     policy, data = module(), survey()
     trainer(tmp_path / "a", Rounds(), steps=1).fit(policy, data)
+    batches = DataLoader([data.first_batch()], collate_fn=itemgetter(0))
     with caplog.at_level(logging.WARNING, "spl"):
-        trainer(tmp_path / "b", EntropyMonitor(), PolicySampler(**SAMPLER), steps=2).fit(
-            policy, data.train_dataloader(), data.val_dataloader()
-        )
+        trainer(tmp_path / "b", EntropyMonitor(), PolicySampler(**SAMPLER), steps=2).fit(policy, batches, batches)
     said = [r.getMessage() for r in caplog.records if "samples" in r.getMessage()]
     assert len(said) == 1 and "PreferenceDataModule" in said[0]
 
@@ -198,8 +199,7 @@ def test_without_any_reference(tmp_path: Path) -> None:
 def test_the_reference_is_drawn_again_after_a_resume(tmp_path: Path) -> None:
     whole, parts = Rounds(), Rounds()
     trainer(tmp_path / "whole", whole, EntropyMonitor(), PolicySampler(**SAMPLER)).fit(module(), survey())
-    first = trainer(tmp_path / "parts", parts, EntropyMonitor(), PolicySampler(**SAMPLER), steps=4)
-    first.fit_loop.max_steps = 2
+    first = trainer(tmp_path / "parts", parts, EntropyMonitor(), PolicySampler(**SAMPLER), steps=2)
     first.fit(module(), survey())
     first.save_checkpoint(tmp_path / "half.ckpt")
     monitor = EntropyMonitor()
