@@ -32,7 +32,7 @@ def local_files(path: str) -> list[Path]:
     """
     place = Path(path).expanduser()
     if not place.exists():
-        raise UserError(f"no file or folder {path!r}: data.path takes one, or a data set's id on the Hub, or 'survey'.")
+        raise UserError(f"no file or folder {path!r}: give the path of one that exists, or a data set's id on the Hub.")
     files = sorted(f for f in place.iterdir() if f.name.endswith(SUFFIXES)) if place.is_dir() else [place]
     if not files or not files[0].name.endswith(SUFFIXES):
         raise UserError(f"{path!r} holds no data file: expected one that ends in {', '.join(SUFFIXES)}.")
