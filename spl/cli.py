@@ -23,6 +23,7 @@ Start here:
 
   spl fit --config configs/experiment/tiny.yaml                      every part in seconds, no download
   spl fit --config configs/experiment/smollm2_hh.yaml --data.path pairs.jsonl
+  spl fit --config ... --config configs/callbacks/monitor.yaml       entropy, calibration, samples while it trains
   spl fit --config ... --model.alpha 0.2 --model.beta 0.1            keep more diversity; alpha = beta is DPO
   spl fit --config ... --output runs/mine --resume                   go on after an interruption
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch.nn.utils.rnn import pad_sequence
 
-from spl.callbacks.record import log_figure
+from spl.callbacks.record import log_figure, metric_device, warn_without_validation
 from spl.metrics.calibration import Calibration, ChoiceCalibration, ComparisonCalibration
 from spl.types import PreferenceBatch
 
@@ -56,8 +56,13 @@ class CalibrationMonitor(Callback):
         self.first: dict[str, Bins] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":  # what a checkpoint knows is loaded after this
+            self.first_step, self.first = 0, {}
         for metric in (*self.comparisons.values(), self.choices):
-            metric.to(trainer.strategy.root_device)  # the module itself is moved only after this hook
+            metric.to(metric_device(trainer.strategy.root_device))  # the module itself is moved only after this hook
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        warn_without_validation(trainer, "CalibrationMonitor")
 
     def state_dict(self) -> dict[str, Any]:
         return {"first_step": self.first_step, "first": self.first}

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spl.callbacks.encoder import SentenceEncoder
-from spl.callbacks.record import log_figure, log_now
+from spl.callbacks.record import log_figure, log_now, metric_device
 from spl.callbacks.sampler import PromptSamples, SampleRound, ensure_sampler
 from spl.metrics.diversity import (
     EMBEDDING_MEASURES,
@@ -68,6 +68,8 @@ class DiversityMonitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         ensure_sampler(trainer)
+        if stage == "fit":  # what a checkpoint knows is loaded after this
+            self.reference, self.history = {}, []
 
     def on_samples(self, trainer: Trainer, pl_module: LightningModule, samples: SampleRound) -> None:
         policy = self._means(samples.policy, pl_module.device)
@@ -76,6 +78,8 @@ class DiversityMonitor(Callback):
             self.reference = self._means(samples.reference, pl_module.device)
             logged |= {f"val/reference_{name}": value for name, value in self.reference.items()}
         log_now(trainer, logged)
+        if trainer.state.fn != "fit":
+            return
         self.history = [past for past in self.history if past["step"] < samples.step]
         self.history.append({"step": samples.step, **policy})
         if trainer.is_global_zero:
@@ -94,7 +98,7 @@ class DiversityMonitor(Callback):
             row["words"] = sum(len(words(text)) for text in prompt.texts) / max(len(prompt.texts), 1)
         for row, measures in zip(rows, self._embedded(prompts, device), strict=False):
             row |= measures
-        self.metric.to(device)
+        self.metric.to(metric_device(device))
         self.metric.reset()
         self.metric.update(rows)
         return {name: value for name, value in self.metric.compute().items() if value == value}  # not nan

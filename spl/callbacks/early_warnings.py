@@ -76,12 +76,23 @@ def unmoved_policy(least: float, divergence: float) -> str | None:
     )
 
 
+def cut_replies(limit: float, rate: float) -> str | None:
+    """Share of the reference's samples that end by the end-of-sequence token."""
+    if 1 - rate <= limit:
+        return None
+    return (
+        f"{1 - rate:.0%} of the reference's replies are cut at samples.max_new_tokens, so lengths can hardly show how "
+        "replies grow, and entropies are of what was kept: raise samples.max_new_tokens to see more of them."
+    )
+
+
 RULES = {
     "entropy_share": Rule(("val/entropy_per_token", "val/reference_entropy_per_token"), low_entropy),
     "length_factor": Rule(("val/length", "val/reference_length"), long_replies),
     "eos_drop": Rule(("val/eos_rate", "val/reference_eos_rate"), missing_ends),
     "saturated": Rule(("val/rewards/saturated",), saturated_margins),
     "least_kl": Rule(("val/kl",), unmoved_policy),
+    "cut_share": Rule(("val/reference_eos_rate",), cut_replies),
 }
 
 
@@ -97,6 +108,7 @@ class EarlyWarnings(Callback):
         eos_drop: of the share of replies that end by themselves, below the reference's.
         saturated: share of held-out comparisons with a margin beyond 5.
         least_kl: nats a reply that a policy differs from its reference by, once its learning rate has been at its peak.
+        cut_share: share of the reference's replies cut at the most tokens, above which lengths say little.
     """
 
     def __init__(
@@ -106,6 +118,7 @@ class EarlyWarnings(Callback):
         eos_drop: float = 0.2,
         saturated: float = 0.9,
         least_kl: float = 1e-5,
+        cut_share: float = 0.5,
     ) -> None:
         self.limits = {
             "entropy_share": entropy_share,
@@ -113,14 +126,19 @@ class EarlyWarnings(Callback):
             "eos_drop": eos_drop,
             "saturated": saturated,
             "least_kl": least_kl,
+            "cut_share": cut_share,
         }
         for name, value in self.limits.items():
             if not value >= 0:
-                raise UserError(f"warnings.{name} must be 0 or more, but is {value}.")
+                raise UserError(f"EarlyWarnings: {name} must be 0 or more, but is {value}.")
         self.said: set[str] = set()
         self.reference: dict[str, float] = {}  # its figures, which are logged once in a run
         self._sampled_at = -1  # step of the figures on samples
         self._look = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":  # what a checkpoint knows is loaded after this
+            self.said, self.reference, self._sampled_at = set(), {}, -1
 
     def state_dict(self) -> dict[str, Any]:
         return {"said": sorted(self.said), "reference": self.reference}
@@ -128,8 +146,8 @@ class EarlyWarnings(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.said, self.reference = set(state_dict["said"]), state_dict["reference"]
 
-    def on_samples(self, trainer: Trainer, pl_module: LightningModule, samples: Any) -> None:
-        self._sampled_at, self._look = samples.step, True
+    def on_sampling_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._sampled_at, self._look = trainer.global_step, True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._look:
@@ -150,7 +168,10 @@ class EarlyWarnings(Callback):
         # By the step of the samples, not today's, and not by the learning rate, which is 0 at a schedule's end.
         if "val/kl" in figures and self._sampled_at <= getattr(module, "warmup_steps", 0):
             del figures["val/kl"]
-        for name, sentence in find(figures, self.limits).items():
+        found = find(figures, self.limits)
+        if "alpha" not in module.hparams:  # supervised fine-tuning narrows the model, as it should
+            found.pop("entropy_share", None)
+        for name, sentence in found.items():
             if name not in self.said and trainer.is_global_zero:
                 log.warning(sentence)
             self.said.add(name)

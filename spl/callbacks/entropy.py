@@ -54,10 +54,12 @@ class EntropyMonitor(Callback):
         self.metric = PromptMean(len(_QUANTITIES))
         self.history: list[dict[str, float]] = []
         self.reference: dict[str, float] = {}
-        self.forecast: list[list[float]] = []  # (length, sum_t log Z_t) of the reference's samples
+        self.forecast: list[list[float]] = []  # (length, sum_t log Z_t) of this process's samples of the reference
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         ensure_sampler(trainer)
+        if stage == "fit":  # what a checkpoint knows is loaded after this
+            self.history, self.reference, self.forecast = [], {}, []
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "reference": self.reference, "forecast": self.forecast}
@@ -75,9 +77,11 @@ class EntropyMonitor(Callback):
         elif not self.reference:
             values |= self._reference_values(samples.reference, samples.reference_laws)
         log_now(trainer, values)
-        self.history.append({"step": samples.step} | found)
-        if trainer.is_global_zero:
-            log_figure(trainer, "entropy", self.draw())
+        if trainer.state.fn == "fit":
+            self.history = [past for past in self.history if past["step"] < samples.step]
+            self.history.append({"step": samples.step} | found)
+            if trainer.is_global_zero:
+                log_figure(trainer, "entropy", self.draw())
 
     def _measure(
         self, samples: tuple[PromptSamples, ...], laws: ResponseLaws, reference: ResponseLaws | None
@@ -109,6 +113,7 @@ class EntropyMonitor(Callback):
             self.forecast = torch.stack([laws.num_tokens, laws.log_normalizers], 1).tolist()
             forecast = ("log_z", "log_z_se", "log_z_per_token")
             values |= {f"val/forecast_{name}": found[name] for name in forecast}
+            self.reference["log_z"] = found["log_z"]
         return values
 
     def draw(self) -> Figure:
@@ -170,12 +175,13 @@ class EntropyMonitor(Callback):
     def _draw_forecast(self, axis: Axes) -> None:
         if not any(log_z for _, log_z in self.forecast):
             axis.set_axis_off()
-            why = "$\\alpha = \\beta$, so no length is favoured" if self.forecast else "no reference, so no forecast"
+            why = "is 1: no length is favoured" if self.forecast else "is not defined: no forecast"
+            why = f"$\\alpha / \\beta$ {why}"
             axis.text(0.5, 0.5, why, transform=axis.transAxes, ha="center", color=_TEXT)
             return
         lengths, log_z = zip(*self.forecast, strict=True)
         axis.scatter(lengths, log_z, color=_REFERENCE, s=18, alpha=0.7, label="a reply of the reference")
-        mean = sum(log_z) / len(log_z)
+        mean = self.reference["log_z"]
         axis.axhline(mean, color=_TEXT, linestyle="--", linewidth=1, label=f"mean, {mean:.3g} nats")
         _finish(axis, r"$\sum_t\ \log Z_t$ at $\alpha/\beta$, nats")
         axis.set_xlabel("tokens")
@@ -185,6 +191,7 @@ def _finish(axis: Axes, label: str, lines: list[Any] | None = None) -> None:
     """Labels, and a legend above the plot, where it hides nothing."""
     axis.set_xlabel("step")
     axis.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    axis.ticklabel_format(axis="y", useOffset=False)
     axis.set_ylabel(label)
     handles = axis.get_legend_handles_labels()[0] if lines is None else lines
     names = [str(handle.get_label()) for handle in handles]

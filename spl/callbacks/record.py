@@ -1,5 +1,6 @@
 """Where monitors write: numbers and pictures, to every logger of the trainer and to the run folder, at once."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,32 @@ from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
+log = logging.getLogger(__name__)
+
 
 def log_now(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Log values at the present step, under any hook, whatever `log_every_n_steps` is; also for ModelCheckpoint.
+    """Log values of the present weights, under any hook, whatever `log_every_n_steps` is; also for ModelCheckpoint.
 
-    Every process must call it with the same values.
+    They stand at the step that Lightning gives to the other figures of these weights. Every process must call it with
+    the same values.
     """
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
     for logger in trainer.loggers:
-        logger.log_metrics(dict(values), trainer.global_step)
+        logger.log_metrics(dict(values), _step(trainer))
         logger.save()
 
 
+def _step(trainer: Trainer) -> int:
+    """Lightning counts logged steps from 0: what the n-th optimiser step made is at n - 1."""
+    return max(trainer.global_step - 1, 0)
+
+
 def log_figure(trainer: Trainer, name: str, figure: Figure) -> None:
-    """Save a picture as `figures/NAME.png` of the run folder, and give it to the loggers that take pictures."""
-    if not trainer.is_global_zero:
+    """Save a picture as `figures/NAME.png` of the run folder, and give it to the loggers that take pictures.
+
+    Only in training: a checkpoint that is looked at later leaves the pictures of its run alone.
+    """
+    if not trainer.is_global_zero or trainer.state.fn != "fit":
         return
     path = Path(trainer.default_root_dir) / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,9 +43,9 @@ def log_figure(trainer: Trainer, name: str, figure: Figure) -> None:
     for logger in trainer.loggers:
         backend: Any = logger
         if isinstance(logger, TensorBoardLogger):
-            backend.experiment.add_figure(name, figure, trainer.global_step, close=False)
+            backend.experiment.add_figure(name, figure, _step(trainer), close=False)
         elif hasattr(backend, "log_image"):  # W&B, and others of its kind
-            backend.log_image(key=name, images=[str(path)], step=trainer.global_step)
+            backend.log_image(key=name, images=[str(path)], step=_step(trainer))
 
 
 def log_table(trainer: Trainer, name: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -43,12 +55,24 @@ def log_table(trainer: Trainer, name: str, columns: list[str], rows: list[list[s
     for logger in trainer.loggers:
         backend: Any = logger
         if isinstance(logger, TensorBoardLogger):
-            backend.experiment.add_text(name, _markdown(columns, rows), trainer.global_step)
+            backend.experiment.add_text(name, _markdown(columns, rows), _step(trainer))
         elif hasattr(backend, "log_text"):
-            backend.log_text(key=name, columns=columns, data=rows, step=trainer.global_step)
+            backend.log_text(key=name, columns=columns, data=rows, step=_step(trainer))
 
 
 def _markdown(columns: list[str], rows: list[list[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def metric_device(device: torch.device) -> torch.device:
+    """Where a metric's sums live: on the run's device, but for Apple's, which has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def warn_without_validation(trainer: Trainer, monitor: str) -> None:
+    """Say once, before training, that a monitor has nothing to look at."""
+    data: Any = getattr(trainer, "datamodule", None)
+    if trainer.is_global_zero and hasattr(data, "val_dataloader") and data.val_dataloader() == []:
+        log.warning("%s has no held-out comparisons to look at: set data.val_path or data.val_size.", monitor)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from spl.callbacks.record import log_figure
+from spl.callbacks.record import log_figure, metric_device, warn_without_validation
 from spl.metrics.preference import RewardHistograms, RewardSpread, quantiles
 from spl.types import PreferenceBatch
 
@@ -41,7 +41,14 @@ class RewardMonitor(Callback):
         self.warned = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.histograms.to(trainer.strategy.root_device)  # the module itself is moved only after this hook
+        if stage == "fit":  # what a checkpoint knows is loaded after this
+            self.first_step, self.first = 0, []
+        self.histograms.to(
+            metric_device(trainer.strategy.root_device)
+        )  # the module itself is moved only after this hook
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        warn_without_validation(trainer, "RewardMonitor")
 
     def state_dict(self) -> dict[str, Any]:
         return {"first_step": self.first_step, "first": self.first}
@@ -118,7 +125,8 @@ class RewardMonitor(Callback):
         right.axvline(0, color=_TEXT, linewidth=0.8)
         accuracy, sd = spread.figures["accuracy"], spread.figures["margins_sd"]
         _finish(left, f"Implicit rewards at step {step:,}", "implicit reward (nats)", "responses (%)")
-        title = f"Margins: {accuracy:.1%} right, sd {sd:.2g}, n = {int(spread.num):,}"
+        decided = int(spread.figures["decided"])
+        title = f"Margins: {accuracy:.1%} right of {decided:,}, sd {sd:.2g}"
         _finish(right, title, "chosen \N{MINUS SIGN} rejected (nats)", "comparisons (%)")
         return figure
 

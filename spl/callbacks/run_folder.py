@@ -86,6 +86,9 @@ class RunFolder(Callback):
         self.began = 0.0
         self._first = True  # no batch has begun
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.start, self._first = {}, True  # what a checkpoint knows is loaded after this
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = time.perf_counter()
 

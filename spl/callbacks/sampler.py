@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from spl.sampling.generate import sample
 from spl.types import Prompt, ResponseLaws, UserError
@@ -39,8 +40,9 @@ class PolicySampler(Callback):
     """Samples replies at temperature 1 before the first step, every N steps and after the last.
 
     Every callback of the trainer with a method `on_samples(trainer, pl_module, samples: SampleRound)` is given them;
-    with none such nothing is drawn. The random numbers are the same in every round, so that rounds differ by the policy
-    alone. Monitors add a sampler with default settings where the trainer has none.
+    with none such nothing is drawn. Callbacks with a method `on_sampling_start(trainer, pl_module)` hear of it before.
+    The random numbers are the same in every round, so that rounds differ by the policy alone. Monitors add a sampler
+    with default settings where the trainer has none.
 
     Args:
         every_n_steps: optimiser steps between rounds.
@@ -74,14 +76,21 @@ class PolicySampler(Callback):
         self.max_prompt_tokens = max_prompt_tokens
         self.seed = seed
         self._last_step = -1
-        self._asked: list[tuple[int, Prompt]] | None = None  # this process's prompts and their numbers
+        self._asked: list[tuple[int, Prompt]] | None = None  # the prompts this process draws for, and their numbers
+        self._own = slice(None)  # those of them that it reports
         self._reference: tuple[tuple[PromptSamples, ...], ResponseLaws] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._last_step, self._asked, self._reference = -1, None, None
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last_step = state_dict["last_step"]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step == 0:
+        if trainer.global_step % self.every_n_steps == 0:  # also where a checkpoint came before its step's round
             self._round(trainer, pl_module)
 
     def on_train_batch_end(
@@ -95,37 +104,51 @@ class PolicySampler(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
+            self._last_step = -1  # of the run that a checkpoint is from
             self._round(trainer, pl_module)
 
     def _round(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        listeners: list[Any] = [c for c in trainer.callbacks if hasattr(c, "on_samples")]  # type: ignore[attr-defined]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        listeners = [c for c in callbacks if hasattr(c, "on_samples")]
         if not listeners or self._last_step == trainer.global_step:
             return
-        first = self._last_step < 0
         self._last_step = trainer.global_step
-        if first:
-            self._asked = self._choose_prompts(trainer)
         if self._asked is None:
+            self._asked = self._choose_prompts(trainer)
+        if not self._asked:
             return
-        with trainer.precision_plugin.forward_context():
-            samples = self._draw(trainer, pl_module)
+        for callback in callbacks:
+            if hasattr(callback, "on_sampling_start"):
+                callback.on_sampling_start(trainer, pl_module)
+        try:
+            with trainer.precision_plugin.forward_context():
+                samples = self._draw(trainer, pl_module)
+        except FloatingPointError as error:
+            raise UserError(
+                f"{error} at step {trainer.global_step}, so it cannot be sampled; checkpoints saved before are kept. "
+                "Lower model.lr, or set trainer.gradient_clip_val."
+            ) from error
         for listener in listeners:
             listener.on_samples(trainer, pl_module, samples)
 
-    def _choose_prompts(self, trainer: Trainer) -> list[tuple[int, Prompt]] | None:
-        """This process's share of the prompts."""
+    def _choose_prompts(self, trainer: Trainer) -> list[tuple[int, Prompt]]:
+        """The prompts that this process draws for; empty where there are none."""
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "prompts"):
             log.warning(
                 "No samples are drawn: prompts come from a PreferenceDataModule, which the Trainer was not given."
             )
-            return None
+            return []
         prompts = list(enumerate(data.prompts(self.num_prompts, self.prompts, self.max_prompt_tokens)))
         if len(prompts) < trainer.world_size:
             raise UserError(
                 f"{len(prompts)} prompts cannot be shared by {trainer.world_size} processes: raise samples.num_prompts."
             )
-        return prompts[trainer.global_rank :: trainer.world_size]
+        own = slice(trainer.global_rank, None, trainer.world_size)
+        # Processes that share a model's weights run it together, so all of them draw everything.
+        together = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        self._own = own if together else slice(None)
+        return prompts if together else prompts[own]
 
     def _draw(self, trainer: Trainer, module: Any) -> SampleRound:
         with module.generating():
@@ -133,14 +156,16 @@ class PolicySampler(Callback):
             laws = self._laws(trainer, module, policy)
             if module.has_reference and self._reference is None:
                 self._reference = self._draw_reference(trainer, module, policy, laws)
-        reference_replies, reference_laws = self._reference or ((), None)
-        return SampleRound(trainer.global_step, policy, reference_replies, laws, reference_laws)
+        own, num = self._own, self.num_samples
+        reference, reference_laws = self._reference or ((), None)
+        kept = None if reference_laws is None else _rows_of(reference_laws, own, num)
+        return SampleRound(trainer.global_step, policy[own], reference[own], _rows_of(laws, own, num), kept)
 
     def _draw_reference(
         self, trainer: Trainer, module: Any, policy: tuple[PromptSamples, ...], laws: ResponseLaws
     ) -> tuple[tuple[PromptSamples, ...], ResponseLaws]:
-        if torch.equal(laws.logps, laws.reference_logps):
-            return policy, laws  # the policy still is the reference, and the random numbers are the same
+        if module.untrained:
+            return policy, laws  # the policy is the reference, and the random numbers are the same
         with module.as_reference() as reference:
             replies = self._replies(module, reference)
         return replies, self._laws(trainer, module, replies, of_reference=True)
@@ -167,6 +192,11 @@ class PolicySampler(Callback):
         batch = trainer.datamodule.sample_batch(prompts, [list(s.token_ids) for s in samples])
         laws: ResponseLaws = module.laws(module.transfer_batch_to_device(batch, module.device, 0), of_reference)
         return laws
+
+
+def _rows_of(laws: ResponseLaws, prompts: slice, num_samples: int) -> ResponseLaws:
+    """The laws of some prompts' replies."""
+    return ResponseLaws._make(column.view(-1, num_samples)[prompts].flatten() for column in laws)
 
 
 def _as_samples(prompt: str, replies: list[tuple[int, ...]], ends: set[int], tokenizer: Any) -> PromptSamples:

@@ -48,19 +48,14 @@ class SampleTable(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         ensure_sampler(trainer)
-        self._begun = stage != "fit"  # only training owns the file; others add to it
+        self._begun = False
 
     def on_samples(self, trainer: Trainer, pl_module: LightningModule, samples: SampleRound) -> None:
         asked = _all_processes(list(zip_longest(samples.policy, samples.reference)))
         if not trainer.is_global_zero:
             return
-        path = Path(trainer.default_root_dir) / "samples.jsonl"
-        if not self._begun:
-            _drop_from(path, samples.step)
-            self._begun = True
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(_line(samples.step, *pair) for pair in asked)
+        if trainer.state.fn == "fit":  # a checkpoint that is looked at later leaves its run's file alone
+            self._write(Path(trainer.default_root_dir) / "samples.jsonl", samples.step, asked)
         rows = [
             [policy.prompt, policy.texts[0], reference.texts[0] if reference else ""] for policy, reference in asked
         ]
@@ -68,6 +63,14 @@ class SampleTable(Callback):
         if self.num_shown:
             # The console that the progress bar lives on, which makes room above it.
             get_console().print(sample_table(samples.step, asked[: self.num_shown], self.width))
+
+    def _write(self, path: Path, step: int, asked: Sequence[Asked]) -> None:
+        if not self._begun:
+            _drop_from(path, step)
+            self._begun = True
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(_line(step, *pair) for pair in asked)
 
 
 def _all_processes(own: list[Asked]) -> list[Asked]:

@@ -19,7 +19,14 @@ GROUPS = {
         "cross_entropy_per_token": "nats a token",
         "kl_per_token": "nats a token",
     },
-    "calibration": {"ece": "", "brier": "", "log_loss": "nats", "generative_ece": ""},
+    "calibration": {
+        "ece": "",
+        "brier": "",
+        "log_loss": "nats",
+        "generative_ece": "",
+        "choice_accuracy": "",
+        "choice_ece": "",
+    },
     "diversity": {"distinct_2": "", "self_bleu": "", "cosine_distance": "", "vendi": "", "unique_answers": ""},
     "length": {"length": "tokens", "eos_rate": "of replies", "truncation_rate": "of replies"},
     "preference": {
@@ -103,7 +110,10 @@ def summary(start: Figures, end: Figures) -> Group:
             table.add_row(group if name == present[0] else "", name, *cells, style="dim" if still else "")
     if not table.rows:
         return Group()
-    caption = "± two standard errors; → a change within two of its own, or none in four digits where no error is known."
+    caption = (
+        "± two standard errors, on samples those of other replies to the same prompts; → a change within two of its "
+        "own, or none in four digits where no error is known."
+    )
     text = sentence(start, end)
     return Group(table, Text(caption, style="dim"), *([Text(text)] if text else []))
 
@@ -143,7 +153,7 @@ def _entropy(start: Figures, end: Figures) -> str:
     ends = f"{found.start:.4g} to {found.end:.4g}"
     if math.isnan(found.error):
         return f"{what} {verb} by {abs(found.by):.3g} {unit} ({ends}; its noise is not known)"
-    noise = "beyond noise" if found.beyond_noise else "within noise"
+    noise = "beyond noise for these prompts" if found.beyond_noise else "within noise"
     return f"{what} {verb} by {_rounded(abs(found.by), 2 * found.error)} {unit} ({ends}), {noise}"
 
 
@@ -152,7 +162,9 @@ def _length(start: Figures, end: Figures) -> str:
     if found is None:
         return ""
     noise = "" if math.isnan(found.error) or found.beyond_noise else ", within noise"
-    return f"replies went from {found.start:.4g} to {found.end:.4g} tokens in the same time{noise}"
+    cut = _value(end, "truncation_rate")
+    limit = f", with {cut:.0%} of them cut at the most tokens" if cut > 0 else ""
+    return f"replies went from {found.start:.4g} to {found.end:.4g} tokens in the same time{noise}{limit}"
 
 
 def _accuracy(end: Figures) -> str:

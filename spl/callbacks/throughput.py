@@ -86,7 +86,7 @@ class ThroughputMonitor(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.marks.clear()
 
-    def on_samples(self, trainer: Trainer, pl_module: LightningModule, samples: Any) -> None:
+    def on_sampling_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.marks.clear()
 
 

@@ -238,8 +238,9 @@ class PromptDiversity(Metric):
         """Add the measures of some prompts; of none, where a process has none."""
         rows = [[prompt.get(name, math.nan) for name in self.names] for prompt in prompts]
         values = torch.tensor(rows, dtype=torch.float64, device=self.sums.device).view(len(rows), len(self.names))
-        self.sums += values.nansum(0)
-        self.counts += (~values.isnan()).sum(0)
+        # Not in place: a state reset under inference mode takes no update in place outside of it.
+        self.sums = self.sums + values.nansum(0)
+        self.counts = self.counts + (~values.isnan()).sum(0)
 
     def compute(self) -> dict[str, float]:
         """Mean of each measure; nan where no prompt counts."""

@@ -42,9 +42,10 @@ class PromptMean(Metric):
     def update(self, values: Tensor) -> None:
         """Take in the N samples of one prompt, [N, Q]."""
         n = len(values)
-        self.means += values.mean(0)
-        self.variances += values.var(0) / n if n > 1 else torch.full_like(self.variances, torch.nan)
-        self.num += 1
+        # Not in place: a state reset under inference mode takes no update in place outside of it.
+        self.means = self.means + values.mean(0)
+        self.variances = self.variances + (values.var(0) / n if n > 1 else torch.nan)
+        self.num = self.num + 1
 
     def compute(self) -> Estimate:
         """Mean and standard error, [Q] each."""

@@ -17,7 +17,9 @@ class RewardSpread(NamedTuple):
     """What `RewardHistograms` computes."""
 
     num: Tensor  # [] comparisons
-    figures: dict[str, Tensor]  # margins_sd, saturated, accuracy, and means of chosen, rejected and margins; each []
+    figures: dict[
+        str, Tensor
+    ]  # margins_sd, saturated, accuracy, decided, and means of chosen, rejected and margins; each []
     counts: Tensor  # [3, NUM_CELLS] of chosen rewards, rejected rewards, margins
 
 
@@ -80,6 +82,7 @@ class RewardHistograms(Metric):
             "margins_sd": (squares / num - mean**2).clamp(min=0).sqrt(),
             "saturated": saturated / num,
             "accuracy": right / decided.clamp(min=1),
+            "decided": decided,
             "chosen": chosen / num,
             "rejected": rejected / num,
             "margins": mean,

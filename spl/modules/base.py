@@ -95,6 +95,7 @@ class PolicyModule(LightningModule):
         self.strict_loading = False  # a checkpoint holds what trains, not the frozen base
         self._tokenizer: Any = None
         self._sizes: MatrixSizes | None = None
+        self._trained = False  # a step was taken, or a checkpoint loaded
 
     @property
     def tokenizer(self) -> Any:
@@ -157,8 +158,13 @@ class PolicyModule(LightningModule):
     def as_reference(self) -> Iterator[nn.Module]:
         """The policy before step 1 as a model, for a block; with adapters it is the policy, which cannot run beside."""
         policy: Any = self.policy
-        with policy.disable_adapter():
+        with nullcontext() if self.untrained else policy.disable_adapter():
             yield policy
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the policy still is its reference."""
+        return not self._trained
 
     @property
     def global_temperature(self) -> float | None:
@@ -178,7 +184,7 @@ class PolicyModule(LightningModule):
         if self.scorer == "auto":
             self._choose_scorer(batch)
         prepare(self.policy, self.scorer)
-        reference = self.as_reference if self.has_reference and not of_reference else None
+        reference = self.as_reference if self.has_reference and not (of_reference or self.untrained) else None
         with self.as_reference() if of_reference else nullcontext(self.policy) as model:
             hp = self.hparams
             return score_laws(
@@ -243,9 +249,13 @@ class PolicyModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the Euclidean norm of the step's whole gradient, before it is clipped."""
+        self._trained = True
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm, batch_size=1)
+        sharded = [g for g in gradients if isinstance(g, DTensor)]
+        whole = [g for g in gradients if not isinstance(g, DTensor)]
+        norms = [torch.nn.utils.get_total_norm(group) for group in (sharded, whole) if group]  # not of both at once
+        parts = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+        self.log("train/grad_norm", torch.stack(parts).norm(), batch_size=1)
 
     @property
     def warmup_steps(self) -> int:
@@ -279,6 +289,7 @@ class PolicyModule(LightningModule):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._trained = True
         trained = {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
         saved = set(checkpoint["state_dict"])
         if saved != trained:

@@ -95,7 +95,7 @@ class PreferenceModule(PolicyModule):
             batch,
             lambda few, model: self.score(few, model).logps,
             strategy.reduce_boolean_decision if strategy is not None and sharded else bool,
-            untrained=trainer is None or (trainer.state.fn == "fit" and trainer.global_step == 0),
+            self.untrained,
         )
 
     @property
@@ -104,7 +104,8 @@ class PreferenceModule(PolicyModule):
 
     @contextmanager
     def as_reference(self) -> Iterator[nn.Module]:
-        with super().as_reference() if self.reference is None else self.reference.as_model() as model:
+        own = self.reference is None or self.untrained
+        with super().as_reference() if own else self.reference.as_model() as model:  # type: ignore[union-attr]
             prepare(model, self.scorer)
             yield model
 

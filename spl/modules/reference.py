@@ -33,6 +33,7 @@ class Reference:
         self.adapters = isinstance(policy, PeftModel)
         self.cache = cache
         self.model = None if self.adapters or cache is not None else frozen_copy(policy)
+        self._aside: nn.Module | None = None  # a copy that only monitors ask for, on the CPU
         self._reload = reload
         self._checked = False
         self._missed = False
@@ -84,14 +85,32 @@ class Reference:
             with self.policy.disable_adapter():
                 yield self.policy
             return
-        if self.model is None:
-            assert self.cache is not None
-            self.model = self._reload().requires_grad_(False).eval()
-            if fingerprint(self.model) != self.cache.weights:
-                raise UserError("the model's files changed during the run, so the reference is gone: start it again.")
-        yield self.model.to(next(self.policy.parameters()).device)
+        if self.model is not None:
+            yield self.model.to(self._device)
+            return
+        self._aside = self._load()
+        try:
+            yield self._aside.to(self._device)
+        finally:
+            self._aside.to("cpu")
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.policy.parameters()).device
+
+    def _load(self) -> nn.Module:
+        """The starting policy as it was kept or is loaded."""
+        if self._aside is not None:
+            return self._aside
+        assert self.cache is not None
+        model = self._reload().requires_grad_(False).eval()
+        if fingerprint(model) != self.cache.weights:
+            raise UserError("the model's files changed during the run, so the reference is gone: start it again.")
+        return model
 
     def _score(self, batch: PreferenceBatch, score: Score) -> Tensor:
+        if not self.adapters and self.model is None:
+            self.model, self._aside = self._load().to(self._device), None
         with self.as_model() as model:
             return score(batch, model)
 

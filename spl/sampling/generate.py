@@ -30,6 +30,9 @@ def sample(
 
     A reply ends with an EOS token, or without one after max_new_tokens.
 
+    Raises:
+        FloatingPointError: the model's logits are not finite.
+
     Args:
         model: a transformers causal language model in evaluation mode, or a PEFT model around one.
         prompts: token ids, at least one each.
@@ -41,7 +44,8 @@ def sample(
     """
     seeds = range(len(prompts)) if seeds is None else seeds
     decoder = _Decoder(model, prompts, num_samples)
-    uniform = torch.cat([_uniform(seed, num_samples, max_new_tokens) for seed in seeds]).to(decoder.device)
+    uniform = torch.cat([_uniform(seed, num_samples, max_new_tokens) for seed in seeds])
+    uniform = uniform.to(decoder.device, torch.float32 if decoder.device.type == "mps" else torch.float64)
     ends = torch.tensor(sorted(eos_token_ids), device=decoder.device)
     replies: list[list[int]] = [[] for _ in range(len(uniform))]
     rows = torch.arange(len(uniform), device=decoder.device)  # which reply each row of the batch is
@@ -72,8 +76,11 @@ def _uniform(seed: int, num_samples: int, length: int) -> Tensor:
 
 def _draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """A token for each row of logits [n, V], where its law's cumulative distribution passes uniform [n]."""
-    cumulative = logits.softmax(-1).double().cumsum(-1)
-    total = cumulative[:, -1:]
+    law = logits.softmax(-1)
+    cumulative = (law if law.device.type == "mps" else law.double()).cumsum(-1)  # Apple's GPUs have no float64
+    total, uniform = cumulative[:, -1:], uniform.to(cumulative)
+    if not total.isfinite().all():
+        raise FloatingPointError("the model's logits are not finite")
     below = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, below, right=True).squeeze(1)
 
