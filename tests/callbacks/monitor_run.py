@@ -57,8 +57,7 @@ def trainer(folder: Path, *callbacks: Callback, steps: int = 4, **options: Any) 
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        inference_mode=False,
-        **options,
+        **{"inference_mode": False, **options},
     )
 
 

@@ -38,7 +38,12 @@ def trainer_of(folder: Path) -> Any:
     logged: list[dict[str, float]] = []
     logger = SimpleNamespace(log_metrics=lambda values, step: logged.append(values), save=lambda: None, logged=logged)
     return SimpleNamespace(
-        default_root_dir=str(folder), is_global_zero=True, global_step=0, loggers=[logger], callback_metrics={}
+        default_root_dir=str(folder),
+        is_global_zero=True,
+        state=SimpleNamespace(fn="fit"),
+        global_step=0,
+        loggers=[logger],
+        callback_metrics={},
     )
 
 

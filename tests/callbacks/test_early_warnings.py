@@ -1,15 +1,16 @@
 """Each warning comes where its rule says, once, whatever the order of the callbacks, and not from stale figures."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from lightning import Callback, Trainer
 from tiny_fit import fit
 
-from spl.callbacks.early_warnings import EarlyWarnings, find
+from spl.callbacks.early_warnings import RULES, EarlyWarnings, find
 from spl.callbacks.record import log_now
 from spl.types import UserError
 
@@ -28,9 +29,10 @@ SOUND = {
 BEYOND = [
     ("entropy_share", "val/entropy_per_token", 0.99, "model.alpha"),
     ("length_factor", "val/length", 30.1, "matched length"),
-    ("eos_drop", "val/eos_rate", 0.49, "data.turn_end"),
+    ("eos_drop", "val/eos_rate", 0.28, "data.turn_end"),
     ("saturated", "val/rewards/saturated", 0.91, "model.label_smoothing"),
     ("least_kl", "val/kl", 9e-6, "model.lr"),
+    ("cut_share", "val/reference_eos_rate", 0.49, "samples.max_new_tokens"),
 ]
 
 
@@ -49,17 +51,13 @@ def test_a_rule_speaks_beyond_its_limit(name: str, figure: str, value: float, re
 def test_a_rule_without_its_figure_is_passed_over(missing: str) -> None:
     worst = SOUND | {figure: value for _, figure, value, _ in BEYOND}
     silent = find(worst, LIMITS).keys() - find({k: v for k, v in worst.items() if k != missing}, LIMITS).keys()
-    assert len(silent) == 1
+    assert silent == {name for name, rule in RULES.items() if missing in rule.reads} != set()
     assert find(worst, LIMITS).keys() - find(worst | {missing: math.nan}, LIMITS).keys() == silent
 
 
 def test_limits_are_not_negative() -> None:
-    with pytest.raises(UserError, match=r"warnings\.eos_drop must be 0 or more, but is -1"):
+    with pytest.raises(UserError, match=r"EarlyWarnings: eos_drop must be 0 or more, but is -1"):
         EarlyWarnings(eos_drop=-1)
-
-
-class Round(NamedTuple):
-    step: int
 
 
 class Feed(Callback):
@@ -71,11 +69,9 @@ class Feed(Callback):
     def _round(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.global_step in self.rounds:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if hasattr(callback, "on_samples"):
-                    callback.on_samples(trainer, pl_module, Round(trainer.global_step))
-
-    def on_samples(self, trainer: Trainer, pl_module: Any, samples: Round) -> None:
-        log_now(trainer, self.rounds[samples.step])
+                if hasattr(callback, "on_sampling_start"):
+                    callback.on_sampling_start(trainer, pl_module)
+            log_now(trainer, self.rounds[trainer.global_step])
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._round(trainer, pl_module)
@@ -94,12 +90,18 @@ def said(
     caplog: pytest.LogCaptureFixture,
     warnings: EarlyWarnings | None = None,
     first: bool = True,
+    others: Sequence[Callback] = (),
     **options: Any,
 ) -> list[str]:
     """What a run warns of."""
     caplog.clear()
     callbacks = [warnings or EarlyWarnings(), Feed(rounds)]
-    fit(folder, *(callbacks if first else callbacks[::-1]), **{"check_val_every_n_epoch": 1, "steps": 4, **options})
+    fit(
+        folder,
+        *others,
+        *(callbacks if first else callbacks[::-1]),
+        **{"check_val_every_n_epoch": 1, "steps": 4, **options},
+    )
     return [r.message for r in caplog.records if r.name == "spl.callbacks.early_warnings"]
 
 
@@ -120,10 +122,16 @@ def test_a_resumed_run_remembers_what_was_said_and_the_reference(
     before, after, other = EarlyWarnings(), EarlyWarnings(), EarlyWarnings()
     assert len(said(tmp_path, {1: LOW | {"val/reference_length": 10.0}}, caplog, before)) == 1
     torch.save(before.state_dict(), tmp_path / "state.pt")
-    after.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+    class Load(Callback):
+        """A checkpoint's states are loaded once all callbacks are set up."""
+
+        def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+            after.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
     # The reference's figures are logged once, by the run's first round.
     later = {1: {"val/entropy_per_token": 0.5, "val/length": 16.0}}
-    (warning,) = said(tmp_path, later, caplog, after)
+    (warning,) = said(tmp_path, later, caplog, after, others=[Load()])
     assert "16 tokens" in warning
     assert said(tmp_path, later, caplog, other) == []
 
@@ -144,6 +152,13 @@ def test_a_policy_does_not_move_in_its_warm_up(tmp_path: Path, caplog: pytest.Lo
     still = {"val/kl": 0.0}
     assert said(tmp_path, {1: still, 2: still}, caplog, warmup=2) == []
     assert len(said(tmp_path, {1: still, 3: still}, caplog, warmup=2)) == 1
+
+
+def test_a_second_run_of_the_same_callback_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    warnings = EarlyWarnings()
+    assert len(said(tmp_path, {1: LOW}, caplog, warnings)) == 1
+    assert said(tmp_path, {1: {"val/entropy_per_token": 0.5}}, caplog, warnings) == []  # of another reference
+    assert len(said(tmp_path, {1: LOW}, caplog, warnings)) == 1
 
 
 def test_saturated_margins_are_seen_after_a_validation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

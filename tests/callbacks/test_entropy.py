@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
 from operator import itemgetter
@@ -18,8 +19,14 @@ from lightning import Callback, Trainer
 from monitor_run import module, run, trainer
 from torch.utils.data import DataLoader
 
+from spl.callbacks.calibration import CalibrationMonitor
+from spl.callbacks.early_warnings import EarlyWarnings
 from spl.callbacks.entropy import EntropyMonitor
+from spl.callbacks.interrupt import InterruptCheckpoint, InterruptedTrainingError
+from spl.callbacks.reference_cache import ReferenceCache
+from spl.callbacks.rewards import RewardMonitor
 from spl.callbacks.sampler import PolicySampler, SampleRound
+from spl.callbacks.throughput import ThroughputMonitor
 from spl.data.base import PreferenceDataModule
 from spl.modules.preference import PreferenceModule
 from spl.sampling.generate import sample
@@ -110,7 +117,7 @@ def test_sampling_moves_no_number_of_training(tmp_path: Path) -> None:
 
 def test_nothing_is_drawn_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spl.callbacks.sampler.sample", lambda *_, **__: pytest.fail("drawn"))
-    trainer(tmp_path, PolicySampler(**SAMPLER)).fit(module(), survey())
+    trainer(tmp_path, PolicySampler(**SAMPLER), ThroughputMonitor(), EarlyWarnings()).fit(module(), survey())
 
 
 def test_a_monitor_brings_a_sampler(tmp_path: Path) -> None:
@@ -148,7 +155,8 @@ def test_logged_figures_by_hand(tmp_path: Path) -> None:
     seen = Rounds()
     trainer(tmp_path, seen, EntropyMonitor(), PolicySampler(**SAMPLER)).fit(module(lr=0.05), survey())
     logged = rows(tmp_path, "val/entropy")
-    assert [row["step"] for row in logged] == [0, 2, 4]
+    assert [row["step"] for row in logged] == [0, 1, 3]  # Lightning's figures of the same weights stand there too
+    assert [row["step"] for row in rows(tmp_path, "train/loss")] == [0, 1, 2, 3]
     for row, r in zip(logged, seen.rounds, strict=True):
         laws, entropy = r.laws, r.laws.entropies.view(3, 4)
         length = laws.num_tokens.double().view(3, 4)
@@ -211,10 +219,102 @@ def test_the_reference_is_drawn_again_after_a_resume(tmp_path: Path) -> None:
     assert monitor.reference["entropy"] == pytest.approx(float(whole.rounds[0].laws.entropies.mean()), rel=1e-5)
 
 
-def test_validate_samples_too(tmp_path: Path) -> None:
+def test_validate_samples_too_and_a_fit_can_follow(tmp_path: Path) -> None:
+    """Also under Lightning's default inference mode, in which states that are reset take no update in place."""
     seen = Rounds()
-    trainer(tmp_path, seen, EntropyMonitor(), PolicySampler(**SAMPLER)).validate(module(), survey(), verbose=False)
+    fitted = trainer(tmp_path, *monitor_run.monitors(), seen, inference_mode=True)
+    fitted.validate(module(), survey(), verbose=False)
     assert [r.step for r in seen.rounds] == [0]
+    assert math.isfinite(fitted.callback_metrics["val/entropy"])
+    assert not (tmp_path / "figures").exists() and not (tmp_path / "samples.jsonl").exists()
+    fitted.fit(module(), survey())
+    assert [r.step for r in seen.rounds] == [0, 0, 2, 4]
+
+
+def test_a_second_run_with_the_same_callbacks_begins_anew(tmp_path: Path) -> None:
+    callbacks = monitor_run.monitors()
+    monitor = next(c for c in callbacks if isinstance(c, EntropyMonitor))
+    for lr in (5e-3, 1e-2):
+        trainer(tmp_path / str(lr), *callbacks).fit(module(lr=lr), survey())
+        assert [row["step"] for row in monitor.history] == [0, 2, 4]
+
+
+def test_a_second_fit_of_one_module_knows_that_it_is_trained(tmp_path: Path) -> None:
+    policy, seen = module(lr=0.05), Rounds()
+    trainer(tmp_path / "a", steps=2, limit_val_batches=0).fit(policy, survey())
+    trainer(tmp_path / "b", seen, PolicySampler(**SAMPLER), steps=2).fit(policy, survey())
+    assert (seen.rounds[0].laws.cross_entropies > seen.rounds[0].laws.entropies).all()
+    assert seen.rounds[0].policy != seen.rounds[0].reference
+
+
+class Interrupt(Callback):
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_round_that_an_interrupt_came_before_is_drawn_on_resuming(tmp_path: Path) -> None:
+    whole, parts = Rounds(), Rounds()
+    trainer(tmp_path / "whole", whole, PolicySampler(**SAMPLER)).fit(module(), survey())
+    with pytest.raises(InterruptedTrainingError):
+        trainer(tmp_path, Interrupt(), InterruptCheckpoint(), parts, PolicySampler(**SAMPLER)).fit(module(), survey())
+    assert [r.step for r in parts.rounds] == [0]
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    again = trainer(tmp_path, parts, PolicySampler(**SAMPLER))
+    again.fit(module(), survey(), ckpt_path=last, weights_only=True)
+    assert [r.step for r in parts.rounds] == [0, 2, 4]
+    for mine, theirs in zip(parts.rounds, whole.rounds, strict=True):
+        assert mine.policy == theirs.policy
+
+
+def test_a_resumed_run_does_not_draw_again_within_a_step(tmp_path: Path) -> None:
+    seen = Rounds()
+    first = trainer(tmp_path / "a", seen, PolicySampler(**SAMPLER), steps=2, accumulate_grad_batches=2)
+    first.fit(module(), PreferenceDataModule("survey", val_path="survey", batch_size=4))
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    again = trainer(tmp_path / "b", seen, PolicySampler(**SAMPLER), steps=4, accumulate_grad_batches=2)
+    again.fit(
+        module(),
+        PreferenceDataModule("survey", val_path="survey", batch_size=4),
+        ckpt_path=tmp_path / "half.ckpt",
+        weights_only=True,
+    )
+    assert [r.step for r in seen.rounds] == [0, 2, 4]
+
+
+def test_a_warm_reference_cache_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all weights training and every number kept, monitors load the reference once, and put it aside."""
+    loads = []
+    load = PreferenceModule.load_policy
+    monkeypatch.setattr(PreferenceModule, "load_policy", lambda self: (loads.append(1), load(self))[1])
+    for name in ("cold", "warm"):
+        loads.clear()
+        policy, seen = module(lora_rank=0), Rounds()
+        callbacks = [ReferenceCache(str(tmp_path / "cache")), seen, PolicySampler(**SAMPLER)]
+        trainer(tmp_path / name, *callbacks, steps=6).fit(policy, survey())
+    assert len(loads) == 2  # the policy, and the reference at the round of step 2
+    assert policy.reference is not None and policy.reference.model is None
+    assert seen.rounds[0].laws.cross_entropies.equal(seen.rounds[0].laws.entropies)
+    assert (seen.rounds[-1].laws.cross_entropies > seen.rounds[-1].laws.entropies).all()
+
+
+def test_logits_that_are_not_numbers(tmp_path: Path) -> None:
+    class Spoil(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+            if trainer.global_step == 2:
+                next(p for p in pl_module.policy.parameters() if p.requires_grad).data.fill_(math.nan)
+
+    with pytest.raises(UserError, match="logits are not finite at step 2"):
+        trainer(tmp_path, Spoil(), Rounds(), PolicySampler(**SAMPLER)).fit(module(), survey())
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+@pytest.mark.parametrize("monitor", [CalibrationMonitor, RewardMonitor])
+def test_no_held_out_data_is_told_once(tmp_path: Path, monitor: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "spl"):
+        trainer(tmp_path, monitor(), steps=2).fit(module(), PreferenceDataModule("survey", batch_size=8))
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "spl.callbacks.record"]
+    assert monitor.__name__ in said and "data.val_size" in said
 
 
 def test_everything_is_in_the_run_folder(one: tuple[Path, Trainer]) -> None:

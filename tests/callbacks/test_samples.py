@@ -34,7 +34,7 @@ def draw(step: int, num_prompts: int = 2, start: int = 0, world: int = 1, refere
     return SampleRound(step, policy, kept if reference else (), LAWS, LAWS if reference else None)
 
 
-def trainer_of(folder: Path, rank: int = 0) -> Any:
+def trainer_of(folder: Path, rank: int = 0, fn: str = "fit") -> Any:
     """As much of a trainer as a monitor looks at, with a logger that keeps what it is given."""
     logged: list[dict[str, float]] = []
     texts: list[dict[str, Any]] = []
@@ -44,7 +44,7 @@ def trainer_of(folder: Path, rank: int = 0) -> Any:
     )  # fmt: skip
     return SimpleNamespace(
         default_root_dir=str(folder), is_global_zero=rank == 0, global_rank=rank, global_step=0, loggers=[logger],
-        callback_metrics={}, callbacks=[],
+        callback_metrics={}, callbacks=[], state=SimpleNamespace(fn=fn),
     )  # fmt: skip
 
 
@@ -102,11 +102,12 @@ def test_a_resumed_run_writes_later_steps_anew(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
 
 
-def test_validation_adds_to_a_file_and_takes_nothing_away(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path)
+def test_validation_leaves_the_file_of_a_run_alone(tmp_path: Path) -> None:
+    trainer, later = trainer_of(tmp_path), trainer_of(tmp_path, fn="validate")
     begun(SampleTable(num_shown=0), trainer).on_samples(trainer, MODULE, draw(10))
-    begun(SampleTable(num_shown=0), trainer, "validate").on_samples(trainer, MODULE, draw(0))
-    assert [line["step"] for line in lines(tmp_path)] == [10, 10, 0, 0]
+    begun(SampleTable(num_shown=0), later, "validate").on_samples(later, MODULE, draw(0))
+    assert [line["step"] for line in lines(tmp_path)] == [10, 10]
+    assert later.loggers[0].texts  # loggers are told
 
 
 def test_loggers_get_the_first_reply_to_every_prompt(tmp_path: Path) -> None:

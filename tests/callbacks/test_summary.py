@@ -118,7 +118,7 @@ ENTROPY = {"val/entropy": 40.0, "val/entropy_se": 0.3, "val/length": 30.0, "val/
 def test_the_sentence_says_what_fell_and_what_length_did() -> None:
     end = ENTROPY | {"val/entropy": 35.0, "val/entropy_se": 0.4, "val/length": 31.0}
     assert sentence(ENTROPY, end) == (
-        "Entropy fell by 5.0 ± 1.0 nats a reply (40 to 35), beyond noise; "
+        "Entropy fell by 5.0 ± 1.0 nats a reply (40 to 35), beyond noise for these prompts; "
         "replies went from 30 to 31 tokens in the same time, within noise."
     )
     end = ENTROPY | {"val/entropy": 40.5, "val/entropy_se": 0.4, "val/length": 60.0}
@@ -126,6 +126,7 @@ def test_the_sentence_says_what_fell_and_what_length_did() -> None:
         "Entropy rose by 0.5 ± 1.0 nats a reply (40 to 40.5), within noise; "
         "replies went from 30 to 60 tokens in the same time."
     )
+    assert sentence(ENTROPY, end | {"val/truncation_rate": 0.75}).endswith(", with 75% of them cut at the most tokens.")
 
 
 def test_the_sentence_says_where_noise_is_unknown() -> None:

@@ -112,7 +112,7 @@ def test_a_pause_for_samples_is_no_training_time(tmp_path: Path, clock: Clock, h
     class Sampler(Callback):
         def pause(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
             clock.now += 1000
-            monitor.on_samples(trainer, pl_module, None)
+            monitor.on_sampling_start(trainer, pl_module)
 
         def on_before_zero_grad(self, trainer: Trainer, *args: Any) -> None:
             rates.append(trainer.callback_metrics.get("train/tokens_per_second", torch.tensor(math.nan)).item())
