@@ -3,12 +3,13 @@
 from typing import Any, NamedTuple
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch.nn.utils.rnn import pad_sequence
 
-from spl.callbacks.record import log_figure, metric_device, warn_without_validation
+from spl.callbacks.held_out import HeldOutMonitor
+from spl.callbacks.record import log_figure
 from spl.metrics.calibration import Calibration, ChoiceCalibration, ComparisonCalibration
 from spl.types import PreferenceBatch
 
@@ -31,7 +32,7 @@ _PANELS = {  # by prefix of the logged names
 _POLICY, _START, _TEXT = "#1b9e77", "#b8b8b8", "#444444"
 
 
-class CalibrationMonitor(Callback):
+class CalibrationMonitor(HeldOutMonitor):
     """Logs calibration on held-out comparisons, and on multiple choice where there is a set of questions.
 
     `val/ece`, `val/ece_equal_mass`, `val/brier` and `val/log_loss` are of the implicit preference, sigma(margin), their
@@ -52,23 +53,7 @@ class CalibrationMonitor(Callback):
     def __init__(self, num_bins: int = 15) -> None:
         self.comparisons = {prefix: ComparisonCalibration(num_bins) for prefix in ("", "generative_")}
         self.choices = ChoiceCalibration(num_bins)
-        self.first_step = 0
-        self.first: dict[str, Bins] = {}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # what a checkpoint knows is loaded after this
-            self.first_step, self.first = 0, {}
-        for metric in (*self.comparisons.values(), self.choices):
-            metric.to(metric_device(trainer.strategy.root_device))  # the module itself is moved only after this hook
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        warn_without_validation(trainer, "CalibrationMonitor")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"first_step": self.first_step, "first": self.first}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.first_step, self.first = state_dict["first_step"], state_dict["first"]
+        super().__init__(*self.comparisons.values(), self.choices)
 
     def on_validation_batch_end(
         self,
@@ -93,9 +78,7 @@ class CalibrationMonitor(Callback):
                 metric.reset()
             return
         results = self._log(trainer, pl_module, "val")
-        if trainer.state.fn == "fit" and not self.first:
-            self.first_step = trainer.global_step
-            self.first = {prefix: result.bins.tolist() for prefix, result in results.items()}
+        self.keep_first(trainer, {prefix: result.bins.tolist() for prefix, result in results.items()})
         if trainer.is_global_zero and results:
             log_figure(trainer, "calibration", self._draw(results, trainer.global_step))
 
@@ -138,7 +121,7 @@ class CalibrationMonitor(Callback):
         columns = figure.subplots(2, len(results), sharex=True, squeeze=False, height_ratios=(3, 1)).T
         for (prefix, result), (diagram, histogram) in zip(results.items(), columns, strict=True):
             bins: Bins = result.bins.tolist()
-            if step > self.first_step and prefix in self.first:
+            if step > self.first_step and prefix in (self.first or {}):
                 _draw_bins(diagram, histogram, self.first[prefix], _START, f"step {self.first_step:,}")
             _draw_bins(diagram, histogram, bins, _POLICY, f"step {step:,}")
             panel = _PANELS[prefix]

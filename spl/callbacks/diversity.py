@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spl.callbacks.encoder import SentenceEncoder
-from spl.callbacks.record import log_figure, log_now, metric_device
+from spl.callbacks.held_out import metric_device
+from spl.callbacks.record import log_figure, log_now
 from spl.callbacks.sampler import PromptSamples, SampleRound, ensure_sampler
 from spl.metrics.diversity import (
     EMBEDDING_MEASURES,

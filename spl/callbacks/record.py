@@ -1,6 +1,5 @@
 """Where monitors write: numbers and pictures, to every logger of the trainer and to the run folder, at once."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,6 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
-
-log = logging.getLogger(__name__)
 
 
 def log_now(trainer: Trainer, values: Mapping[str, float]) -> None:
@@ -64,15 +61,3 @@ def _markdown(columns: list[str], rows: list[list[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def metric_device(device: torch.device) -> torch.device:
-    """Where a metric's sums live: on the run's device, but for Apple's, which has no float64."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
-def warn_without_validation(trainer: Trainer, monitor: str) -> None:
-    """Say once, before training, that a monitor has nothing to look at."""
-    data: Any = getattr(trainer, "datamodule", None)
-    if trainer.is_global_zero and hasattr(data, "val_dataloader") and data.val_dataloader() == []:
-        log.warning("%s has no held-out comparisons to look at: set data.val_path or data.val_size.", monitor)

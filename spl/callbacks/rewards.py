@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from spl.callbacks.record import log_figure, metric_device, warn_without_validation
+from spl.callbacks.held_out import HeldOutMonitor
+from spl.callbacks.record import log_figure
 from spl.metrics.preference import RewardHistograms, RewardSpread, quantiles
 from spl.types import PreferenceBatch
 
@@ -22,7 +23,7 @@ _NUM_BARS = 30
 _NARROWEST = 0.2  # nats: no picture zooms in on rounding
 
 
-class RewardMonitor(Callback):
+class RewardMonitor(HeldOutMonitor):
     """Logs `val/rewards/margins_sd` and `val/rewards/saturated`, the share of comparisons with |margin| > 5, and draws.
 
     The standard deviation is that of the comparisons seen (divided by n). The chosen side is the one that at least half
@@ -36,25 +37,8 @@ class RewardMonitor(Callback):
 
     def __init__(self) -> None:
         self.histograms = RewardHistograms()
-        self.first_step = 0
-        self.first: list[list[float]] = []  # quantiles of chosen and rejected rewards and margins
+        super().__init__(self.histograms)
         self.warned = False
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # what a checkpoint knows is loaded after this
-            self.first_step, self.first = 0, []
-        self.histograms.to(
-            metric_device(trainer.strategy.root_device)
-        )  # the module itself is moved only after this hook
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        warn_without_validation(trainer, "RewardMonitor")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"first_step": self.first_step, "first": self.first}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.first_step, self.first = state_dict["first_step"], state_dict["first"]
 
     def on_validation_batch_end(
         self,
@@ -89,8 +73,7 @@ class RewardMonitor(Callback):
         if spread is None:
             return
         found = [quantiles(row, _LEVELS) for row in spread.counts]
-        if trainer.state.fn == "fit" and not self.first:
-            self.first_step, self.first = trainer.global_step, found
+        self.keep_first(trainer, found)
         if trainer.is_global_zero:
             log_figure(trainer, "rewards", self._draw(spread, found, trainer.global_step))
 
@@ -110,7 +93,7 @@ class RewardMonitor(Callback):
         return spread
 
     def _draw(self, spread: RewardSpread, found: list[list[float]], step: int) -> Figure:
-        first = self.first if step > self.first_step else []
+        first: list[list[float]] = self.first if step > self.first_step and self.first else []
         figure = Figure(figsize=(9.6, 3.9), layout="constrained")
         left, right = figure.subplots(1, 2)
         then = f"step {self.first_step:,}"

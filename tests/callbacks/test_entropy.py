@@ -313,7 +313,7 @@ def test_logits_that_are_not_numbers(tmp_path: Path) -> None:
 def test_no_held_out_data_is_told_once(tmp_path: Path, monitor: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "spl"):
         trainer(tmp_path, monitor(), steps=2).fit(module(), PreferenceDataModule("survey", batch_size=8))
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "spl.callbacks.record"]
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "spl.callbacks.held_out"]
     assert monitor.__name__ in said and "data.val_size" in said
 
 
