@@ -57,7 +57,7 @@ def _run(args: list[str]) -> None:
 
     from spl.callbacks.interrupt import InterruptedTrainingError
     from spl.commands import SPLCommand
-    from spl.modules.base import NonFiniteLossError
+    from spl.modules.non_finite import NonFiniteLossError
 
     try:
         SPLCommand(args)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch.nn.utils.rnn import pad_sequence
 
-from spl.callbacks.held_out import HeldOutMonitor
+from spl.callbacks.held_out import HeldOutMonitor, finite
 from spl.callbacks.record import log_figure
 from spl.metrics.calibration import Calibration, ChoiceCalibration, ComparisonCalibration
 from spl.types import PreferenceBatch
@@ -64,6 +64,8 @@ class CalibrationMonitor(HeldOutMonitor):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if not finite(outputs):
+            return
         first, second = batch.comparisons.unbind(1)
         logps = outputs["policy_logps"]
         margins = outputs["margins"] if "margins" in outputs else logps[:0]

@@ -15,6 +15,11 @@ def metric_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def finite(outputs: Any) -> bool:
+    """Whether a batch's figures are numbers. The module counts the batches where they are not, and names their rows."""
+    return bool(outputs["objective"].isfinite())
+
+
 class HeldOutMonitor(Callback):
     """Keeps the first validation of a run, which its pictures show beside the present one; says when there is none.
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from spl.callbacks.held_out import HeldOutMonitor
+from spl.callbacks.held_out import HeldOutMonitor, finite
 from spl.callbacks.record import log_figure
 from spl.metrics.preference import RewardHistograms, RewardSpread, quantiles
 from spl.types import PreferenceBatch
@@ -53,6 +53,8 @@ class RewardMonitor(HeldOutMonitor):
             if not self.warned:
                 log.warning("RewardMonitor needs the implicit rewards of PreferenceModule: this run has none to show.")
             self.warned = True
+            return
+        if not finite(outputs):
             return
         first, second = batch.comparisons.unbind(1)
         rewards, chosen_first = outputs["rewards"], batch.shares >= 0.5

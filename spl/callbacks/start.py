@@ -1,6 +1,7 @@
 """Before step 1: what is about to be trained, on what, at what cost; the longest batch as a check; held-out figures."""
 
 import logging
+import math
 import resource
 from typing import Any
 
@@ -49,6 +50,7 @@ class StartReport(Callback):
 def _check_first(module: Any, batch: PreferenceBatch) -> None:
     """Say what the first loss will be, and whether the policy starts as its reference."""
     expected, gap = module.start_check(batch)
+    module.check_start(math.isfinite(expected), batch, "first")
     agree = "" if gap is None else f"; policy and reference agree to {gap:.1g} nats a token"
     log.info("Expected first loss: %.4f (log 2 = 0.6931 only where alpha = beta)%s.", expected, agree)
     if gap is not None and gap > 1e-3:
@@ -80,13 +82,15 @@ def _run(module: Any, batch: PreferenceBatch) -> None:
     try:
         room = [torch.empty_like(p) for p in trained for _ in range(3)]
         with module.trainer.precision_plugin.forward_context(), torch.enable_grad():
-            module.loss_of(batch).backward()
+            loss = module.loss_of(batch)
+            loss.backward()
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"the longest batch ({batch.num_tokens:,} distinct tokens) does not fit in memory: set data.max_tokens "
             "below that, or model.gradient_checkpointing to true, or lower data.max_length."
         ) from error
     del room
+    module.check_start(bool(loss.isfinite()), batch, "longest")
     module.zero_grad(set_to_none=True)
 
 

@@ -11,6 +11,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torchmetrics import SumMetric
 from transformers import get_scheduler
 
 from spl.logprobs.forest import Backend
@@ -20,16 +21,13 @@ from spl.logprobs.lora import FusedLinear
 from spl.logprobs.score import base_of, first_examples, gap_to_plain, prepare, score
 from spl.models import Dtype, ExportFormat, load_policy, load_tokenizer, save_policy
 from spl.modules.flops import MatrixSizes, matrix_sizes, step_flops
+from spl.modules.non_finite import NonFiniteLossError, OnNonFinite, StepGuard, all_agree, bad_rows, few, finite_weights
 from spl.types import PreferenceBatch, ResponseLaws, ResponseLogps, UserError
 
 Schedule = Literal["constant", "linear", "cosine"]
 Scorer = Literal["auto", "forest", "plain"]
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss, or a weight that the last step made, is infinite or not a number."""
 
 
 class PolicyModule(LightningModule):
@@ -52,6 +50,9 @@ class PolicyModule(LightningModule):
         weight_decay: on matrices; biases and norms get none.
         schedule: of the learning rate, after its warm-up.
         warmup: steps of linear warm-up, or a share of all steps where below 1.
+        on_non_finite: what becomes of a step whose loss or gradient is infinite or not a number: "stop" ends the run,
+            "skip" leaves the step out, at most 10 in a row. Either way its batch is kept in the run folder's
+            non_finite/.
         revision: of the model on the Hub.
         trust_remote_code: run the model's own code from the Hub.
     """
@@ -75,6 +76,7 @@ class PolicyModule(LightningModule):
         weight_decay: float = 0.0,
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
+        on_non_finite: OnNonFinite = "stop",
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -96,6 +98,10 @@ class PolicyModule(LightningModule):
         self._tokenizer: Any = None
         self._sizes: MatrixSizes | None = None
         self._trained = False  # a step was taken, or a checkpoint loaded
+        self.guard = StepGuard(on_non_finite)
+        self.left_out = SumMetric()  # held-out examples without a finite loss
+        self._left_out_rows: list[str] = []
+        self._found_finite = False  # a held-out batch
 
     @property
     def tokenizer(self) -> Any:
@@ -219,18 +225,51 @@ class PolicyModule(LightningModule):
         except Exception as error:  # an architecture may refuse in any way it likes
             return math.inf, f" ({type(error).__name__}: {error})"
 
-    def check_finite(self, losses: Tensor, rows: tuple[str, ...]) -> None:
-        """Stop before the weights take harm.
+    def on_train_start(self) -> None:
+        self.guard.begin()
+
+    def check_start(self, finite: bool, batch: PreferenceBatch, name: str) -> None:
+        """What was found of a batch before step 1; every process must ask.
 
         Raises:
-            NonFiniteLossError: one of the losses [B] is infinite or NaN; names its rows.
+            NonFiniteLossError: it is not finite and no weights can be either, or such a step is not to be skipped.
         """
-        if not losses.isfinite().all():
-            bad = [rows[k] for k in (~losses.isfinite()).nonzero()[:, 0].tolist()]
+        if all_agree(finite):
+            return
+        rows = few([] if finite else list(batch.rows))
+        if not all_agree(finite_weights(self.policy)):
             raise NonFiniteLossError(
-                f"the loss is not finite at step {self.global_step} on {'; '.join(bad)}. Checkpoints saved before are "
-                "kept. Lower model.lr, or set trainer.gradient_clip_val, or look at these rows."
+                f"the loss is not finite before step 1, since the weights of {self.hparams['model']} are not: expected "
+                "a model whose weights are numbers; load another, or its files anew."
             )
+        sentence = f"the loss of the {name} batch is not finite before step 1, on one or more of {rows}"
+        if self.guard.on_non_finite == "stop":
+            raise NonFiniteLossError(f"{sentence}: look at these rows; model.on_non_finite skip leaves them out.")
+        log.warning("%s; steps on them will be skipped.", sentence[0].upper() + sentence[1:])
+
+    def is_finite(self, batch: PreferenceBatch, losses: Tensor) -> bool:
+        """Whether all losses [B] of a held-out batch are; counts and remembers the rows whose are not."""
+        bad = bad_rows(batch.rows, losses)
+        self._left_out_rows += bad
+        self.left_out.update(len(bad))
+        self._found_finite |= not bad
+        return not bad
+
+    def end_held_out(self, stage: str) -> None:
+        """Log how many held-out examples had no finite loss, and name them.
+
+        Raises:
+            NonFiniteLossError: no batch of any process was finite.
+        """
+        count = int(self.left_out.compute())
+        self.log(f"{stage}/non_finite", float(count))
+        if count:
+            rows = few(self._left_out_rows)
+            if all_agree(not self._found_finite):
+                raise NonFiniteLossError(f"the loss is finite on none of the held-out batches: not on {rows}.")
+            log.warning("The loss of %d held-out examples is not finite: %s. Their batches are left out.", count, rows)
+        self.left_out.reset()
+        self._left_out_rows, self._found_finite = [], False
 
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
         # Whatever draws random numbers in a step draws the same ones after a resume.
@@ -248,14 +287,18 @@ class PolicyModule(LightningModule):
         return step_flops(self._sizes, batch, self.needs_reference(batch))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the Euclidean norm of the step's whole gradient, before it is clipped."""
+        """Log the Euclidean norm of the step's whole gradient, before it is clipped; see what becomes of the step."""
         self._trained = True
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
         sharded = [g for g in gradients if isinstance(g, DTensor)]
         whole = [g for g in gradients if not isinstance(g, DTensor)]
         norms = [torch.nn.utils.get_total_norm(group) for group in (sharded, whole) if group]  # not of both at once
         parts = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-        self.log("train/grad_norm", torch.stack(parts).norm(), batch_size=1)
+        norm = torch.stack(parts).norm()
+        self.log("train/grad_norm", norm, batch_size=1)
+        self.guard.settle(norm, optimizer, self)
+        if self.guard.on_non_finite == "skip":
+            self.log("train/skipped_steps", float(self.guard.skipped), batch_size=1)
 
     @property
     def warmup_steps(self) -> int:
@@ -287,6 +330,7 @@ class PolicyModule(LightningModule):
                 f"the weights are not finite after step {self.global_step}, and were not saved; checkpoints saved "
                 "before are kept. Lower model.lr, or set trainer.gradient_clip_val."
             )
+        checkpoint["non_finite"] = self.guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._trained = True
@@ -298,6 +342,8 @@ class PolicyModule(LightningModule):
                 f"the checkpoint holds other weights than this model trains ({len(odd)} names differ, first {odd[0]}): "
                 "give the model, lora_rank and lora_targets that it was trained with."
             )
+        if "non_finite" in checkpoint:
+            self.guard.load_state_dict(checkpoint["non_finite"])
         data: Any = getattr(self._trainer, "datamodule", None)
         if hasattr(data, "convert_progress"):
             data.convert_progress(checkpoint)

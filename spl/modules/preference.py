@@ -133,8 +133,12 @@ class PreferenceModule(PolicyModule):
 
     def _shared_step(self, batch: PreferenceBatch, stage: str) -> StepOutput:
         output, terms = self._evaluate(batch)
-        self.check_finite(terms.losses, batch.rows)
-        self._log(output, batch, stage)
+        if stage == "train":
+            output["loss"] = self.guard.note(batch, terms.losses, output["loss"])
+            for name, (value, _) in preference_figures(output, batch).items():
+                self.log(f"train/{name}", value, batch_size=batch.num_examples, prog_bar=name in _SHOWN)
+        else:
+            self._count(output, batch, self.is_finite(batch, terms.losses))
         return output
 
     def _evaluate(self, batch: PreferenceBatch) -> tuple[StepOutput, LossTerms]:
@@ -157,15 +161,12 @@ class PreferenceModule(PolicyModule):
         )
         return output, terms
 
-    def _log(self, output: StepOutput, batch: PreferenceBatch, stage: str) -> None:
+    def _count(self, output: StepOutput, batch: PreferenceBatch, finite: bool) -> None:
+        """Add a held-out batch to the means; one that is not finite has no weight in them."""
         figures = preference_figures(output, batch)
-        if stage == "train":
-            for name, (value, _) in figures.items():
-                self.log(f"train/{name}", value, batch_size=batch.num_examples, prog_bar=name in _SHOWN)
-            return
         for name, (value, count) in figures.items():
-            self.means[name].update(value, count)
-        self.num.update(figures["rewards/accuracies"][1])
+            self.means[name].update(*(value, count) if finite else (0.0, 0))
+        self.num.update(figures["rewards/accuracies"][1] if finite else 0)
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("val")
@@ -175,6 +176,7 @@ class PreferenceModule(PolicyModule):
 
     def _log_means(self, stage: str) -> None:
         """Over all batches and processes. (Lightning's own mean of logged values is off where these differ in size.)"""
+        self.end_held_out(stage)
         for name, mean in self.means.items():
             self.log(f"{stage}/{name}", mean.compute(), prog_bar=name in _SHOWN)
             mean.reset()

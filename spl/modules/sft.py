@@ -29,16 +29,19 @@ class SFTModule(PolicyModule):
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> SFTOutput:
         return self._shared_step(batch, "val")
 
+    def on_validation_epoch_end(self) -> None:
+        self.end_held_out("val")
+
     def _shared_step(self, batch: PreferenceBatch, stage: str) -> SFTOutput:
         logps = self.score(batch).logps
         counts = batch.response_example.bincount(minlength=batch.num_examples)
         sums = logps.new_zeros(batch.num_examples).index_add(0, batch.response_example, -logps)
         losses = sums / counts
-        self.check_finite(losses, batch.rows)
         loss = losses.mean()
-        self.log(f"{stage}/loss", loss.detach(), batch_size=batch.num_examples, prog_bar=True)
+        if stage == "train" or self.is_finite(batch, losses):
+            self.log(f"{stage}/loss", loss.detach(), batch_size=batch.num_examples, prog_bar=True)
         return SFTOutput(
-            loss=loss * batch.weight,
+            loss=self.guard.note(batch, losses, loss * batch.weight) if stage == "train" else loss,
             objective=loss.detach(),
             policy_logps=logps.detach(),
             num_tokens=batch.num_tokens,

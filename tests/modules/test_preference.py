@@ -15,8 +15,8 @@ from spl.data.base import PreferenceDataModule
 from spl.data.collate import EncodedExample, collate
 from spl.data.survey import SURVEY
 from spl.models import load_model
-from spl.modules.base import NonFiniteLossError
 from spl.modules.figures import preference_figures
+from spl.modules.non_finite import NonFiniteLossError
 from spl.modules.preference import PreferenceModule
 from spl.modules.sft import SFTModule
 from spl.types import Comparison, PreferenceBatch, StepOutput, UserError

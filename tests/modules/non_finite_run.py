@@ -1,0 +1,134 @@
+"""Short runs on pairs of which one is bad, and what their steps saw; as a script, runs of two processes.
+
+`python non_finite_run.py FOLDER` forks two processes for each of RUNS; process R of a run writes what it saw into
+FOLDER/NAME: weights-R.pt, steps-R.safetensors, and error-R.txt if it ended in an error.
+"""
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from spl.data.base import PreferenceDataModule
+from spl.logprobs.score import base_of
+from spl.modules.batch_file import write_batches
+from spl.modules.preference import PreferenceModule
+from spl.types import PreferenceBatch, ResponseLogps
+
+STEPS = 4
+LR, DECAY, CLIP = 1e-2, 0.1, 0.5
+
+
+class Infinite(PreferenceModule):
+    """The bad row's log-probabilities are -inf, its gradient is finite."""
+
+    def score(self, batch: PreferenceBatch, model: Any = None) -> ResponseLogps:
+        found = super().score(batch, model)
+        bad = torch.tensor(["row 5" in row for row in batch.rows])[batch.response_example]
+        bad &= torch.arange(len(bad)) == bad.int().argmax()  # of its two responses the chosen one
+        return found._replace(logps=found.logps + torch.where(bad, -torch.inf, 0.0))
+
+
+class Sharded(Infinite):
+    def configure_model(self) -> None:
+        if hasattr(self, "policy"):
+            return
+        super().configure_model()
+        for layer in base_of(self.policy).model.layers:
+            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+
+
+class Batches(Callback):
+    """Every micro-batch that was trained on, in order."""
+
+    def __init__(self) -> None:
+        self.seen: list[PreferenceBatch] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: PreferenceBatch, batch_idx: int) -> None:
+        self.seen.append(batch)
+
+
+def write_pairs(path: Path, bad: float | None = 1e38, count: int = 8) -> Path:
+    """Pairs; the fifth has an alpha that overflows a float32 loss (`bad`, which no reader could refuse)."""
+    with path.open("w") as file:
+        for k in range(1, count + 1):
+            row = {"prompt": f"Say {k}", "chosen": f"good {k}" + "!" * k, "rejected": f"bad {k}"}
+            file.write(json.dumps(row | ({"alpha": bad} if bad and k == 5 else {})) + "\n")
+    return path
+
+
+def make_module(kind: type[PreferenceModule] = PreferenceModule, **options: Any) -> PreferenceModule:
+    torch.manual_seed(0)
+    given = {"lora_rank": 4, "scorer": "forest", "lr": LR, "weight_decay": DECAY, "warmup": 0, "schedule": "constant"}
+    return kind("tiny", alpha=1.0, **(given | options))
+
+
+def make_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    given: dict[str, Any] = {"max_steps": STEPS, "gradient_clip_val": CLIP, "limit_val_batches": 0, "logger": False}
+    return Trainer(
+        accelerator="cpu", max_epochs=-1, default_root_dir=folder, callbacks=list(callbacks), inference_mode=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        use_distributed_sampler=False, **(given | options),
+    )  # fmt: skip
+
+
+def trained(module: PreferenceModule) -> dict[str, torch.Tensor]:
+    whole = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in module.named_parameters()}
+    return {name: p.detach().clone() for name, p in whole.items() if module.get_parameter(name).requires_grad}
+
+
+RUNS: dict[str, tuple[type[PreferenceModule], dict[str, Any], dict[str, Any]]] = {
+    "stop": (PreferenceModule, {"on_non_finite": "stop"}, {"strategy": "ddp"}),
+    "skip": (PreferenceModule, {"on_non_finite": "skip"}, {"strategy": "ddp", "accumulate_grad_batches": 2}),
+    "infinite": (Infinite, {"on_non_finite": "skip"}, {"strategy": "ddp"}),
+    "sharded": (Sharded, {"on_non_finite": "skip"}, {}),
+}
+
+
+def run(folder: Path, name: str) -> None:
+    kind, options, trainer_options = RUNS[name]
+    if kind is Sharded:
+        trainer_options = {"strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}
+    module, batches = make_module(kind, **options), Batches()
+    rank = os.environ["LOCAL_RANK"]
+    pairs = write_pairs(folder / f"pairs-{rank}.jsonl", 1e38 if kind is PreferenceModule else None)
+    try:
+        trainer = make_trainer(folder, batches, devices=2, **trainer_options)
+        trainer.fit(module, PreferenceDataModule(str(pairs), batch_size=1))
+    except Exception as error:
+        (folder / f"error-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    write_batches(folder / f"steps-{rank}.safetensors", batches.seen)
+    weights = trained(module) if not (folder / f"error-{rank}.txt").exists() else {}
+    torch.save({"weights": weights, "skipped": module.guard.skipped}, folder / f"weights-{rank}.pt")
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    for name in RUNS:
+        (folder / name).mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]), NODE_RANK="0")
+        children = []
+        for rank in range(2):
+            if not (child := os.fork()):
+                os.environ["LOCAL_RANK"] = str(rank)
+                try:
+                    run(folder / name, name)
+                finally:
+                    os._exit(0)  # gloo's threads may abort a process that ends in the ordinary way
+            children.append(child)
+        for child in children:
+            os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
