@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import yaml
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -29,6 +28,7 @@ from spl.callbacks.run_folder import MetricsLogger, RunFolder
 from spl.callbacks.sampler import PolicySampler
 from spl.callbacks.start import StartEndValidation, StartReport
 from spl.callbacks.throughput import ThroughputMonitor
+from spl.checkpoints import CheckpointFile, peek
 from spl.data.base import PreferenceDataModule
 from spl.modules.preference import PreferenceModule
 from spl.types import UserError
@@ -157,7 +157,7 @@ class SPLCommand(LightningCLI):
         Raises:
             UserError: in what its weights mean.
         """
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        saved = peek(Path(path))
         groups = {"model": saved.get("hyper_parameters", {}), "data": saved.get("datamodule_hyper_parameters", {})}
         for group, values in groups.items():
             for name, value in values.items():
@@ -191,6 +191,7 @@ class SPLCommand(LightningCLI):
         if self.subcommand != "fit":
             config["enable_checkpointing"] = False
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
+        config["plugins"] = [*_as_list(config.get("plugins")), CheckpointFile()]
         return super()._instantiate_trainer(config, [*ours, PredictionWriter(), *callbacks])
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -208,6 +209,11 @@ class SPLCommand(LightningCLI):
             dumped = yaml.safe_load(self._parser("fit").dump(settings, skip_none=False))
             text = yaml.safe_dump(_without_secrets(dumped), sort_keys=False, allow_unicode=True)
             path.write_text(f"# spl fit --config {path} --output NEW\n{text}", encoding="utf-8")
+
+
+def _as_list(value: Any) -> list[Any]:
+    """What a Trainer takes as one or as several."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _without_secrets(value: Any) -> Any:

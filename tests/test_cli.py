@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_configs import EXPERIMENTS
 from transformers import AutoModelForCausalLM
 
+from spl.checkpoints import peek, read
 from spl.cli import COMMANDS, main
 from spl.commands import _without_secrets
 from spl.data.survey import SURVEY
@@ -148,10 +149,7 @@ def test_two_processes_train_what_one_does(run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "spl.cli", "fit", *TINY, *QUIET, *options, "--output", str(tmp_path / "two")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, timeout=300, env=environment, stdout=subprocess.DEVNULL)
-    one, two = (
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for folder in (run, tmp_path / "two")
-    )
+    one, two = (read(folder / "checkpoints" / "last.ckpt")["state_dict"] for folder in (run, tmp_path / "two"))
     assert one.keys() == two.keys()
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, atol=1e-4, rtol=1e-3)
@@ -322,7 +320,7 @@ def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path: Path, signu
     assert process.returncode == 128 + signum
     assert f"--output {folder} --resume" in said
     assert "Traceback" not in said
-    done = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    done = peek(folder / "checkpoints" / "last.ckpt")["global_step"]
     assert 0 < done < steps
     main([*command, "--resume"])
     with (folder / "metrics.csv").open() as file:

@@ -15,9 +15,11 @@ MAY_IMPORT = {
     "metrics": TYPES,
     "sampling": TYPES,
     "models": TYPES,
+    "disk": set(),
+    "checkpoints": TYPES | {"disk"},
     "data": TYPES,
-    "modules": TYPES | {"models", "logprobs", "objective"},
-    "callbacks": TYPES | {"metrics", "sampling"},
+    "modules": TYPES | {"checkpoints", "models", "logprobs", "objective"},
+    "callbacks": TYPES | {"checkpoints", "disk", "metrics", "sampling"},
     "evaluation": TYPES | {"models", "data", "logprobs", "sampling", "metrics", "results"},
     "reporting": {"results"},
 }

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torchmetrics import SumMetric
 from transformers import get_scheduler
 
+from spl.checkpoints import read
 from spl.logprobs.forest import Backend
 from spl.logprobs.kernels import require
 from spl.logprobs.laws import score_laws
@@ -331,6 +333,23 @@ class PolicyModule(LightningModule):
                 "before are kept. Lower model.lr, or set trainer.gradient_clip_val."
             )
         checkpoint["non_finite"] = self.guard.state_dict()
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, **settings: Any) -> Any:  # type: ignore[override]
+        """A module with the settings (but for those given) and the trained weights of a checkpoint.
+
+        Raises:
+            UserError: the file is damaged or foreign, or holds other weights.
+        """
+        if zipfile.is_zipfile(checkpoint_path):  # from a plain Trainer, which pickles: tensors and numbers alone
+            checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        else:
+            checkpoint = read(Path(checkpoint_path))
+        module = cls(**checkpoint["hyper_parameters"] | settings)
+        module.configure_model()
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=False)
+        return module
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._trained = True

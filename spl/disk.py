@@ -1,0 +1,49 @@
+"""Files that are whole or not there, whenever a process is killed or the power fails."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+_WRITING = ".writing-"  # prefix of names that are not whole yet
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` when the block ends and leaves no trace when it fails.
+
+    Whatever happens, power loss included, `path` is what it was before or the new file in whole.
+
+    Raises:
+        OSError: it cannot be written; `path` is what it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{_WRITING}{secrets.token_hex(4)}-{path.name}")
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring renamed, new and removed names of a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder in which nobody writes now."""
+    for left in folder.glob(f"{_WRITING}*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
