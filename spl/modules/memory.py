@@ -1,30 +1,284 @@
-"""An estimate of a training step's peak memory, printed before step 1."""
+"""What a training step holds at its peak, part by part: the start-up report's estimate and the planner's.
 
-from typing import Any
+The parts that last are counted exactly. Activations are what autograd keeps of a decoder layer, read off the code that
+runs (see `_layer_numbers`); tests hold them to the bytes that real steps hold, on several architectures.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
+from spl.logprobs.forest import Backend
 from spl.logprobs.score import base_of
 from spl.types import PreferenceBatch
 
+Layout = Literal["single", "ddp", "fsdp"]
 
-def estimate_peak_memory(
-    model: nn.Module, batch: PreferenceBatch, *, head_chunk: int, checkpointing: bool, reference_copy: bool
-) -> float:
-    """Bytes that training on a batch needs: weights, gradients, AdamW's two moments, activations, a chunk of logits.
+CONTEXT = 1.5 * 2**30  # bytes a process takes on a GPU besides tensors: CUDA, its libraries, buffers of NCCL
+FRAGMENTED = 0.05  # of what is held, that the allocator cannot use
 
-    Activations follow the decoder layer of Llama, about 12 hidden and 6 intermediate vectors a token and layer with
-    adapters, 8 and 5 without; an estimate, good to about a third on such models.
+
+class Shape(NamedTuple):
+    """What a model's memory depends on: numbers a token, counts of parameters and their bytes."""
+
+    layers: int
+    hidden: int
+    inner: int  # of the feed-forward part, of all experts that a token sees
+    query: int  # heads times their width
+    key: int  # and of keys, or of values
+    heads: int
+    vocabulary: int
+    inputs: int  # of all matrices of a layer
+    norms: int  # that the norms of a layer keep
+    gated: bool  # the feed-forward part
+    ranks: int  # of a layer's adapters together
+    total: int  # parameters
+    trained: int
+    total_bytes: int
+    trained_bytes: int
+    layer_bytes: int  # of the largest decoder layer, which is gathered at once where layers are sharded
+    root_bytes: int  # of all that is in no layer
+    tied: bool  # the head is the embeddings
+
+    @property
+    def adapters(self) -> bool:
+        return self.ranks > 0
+
+    @property
+    def low(self) -> bool:
+        """Whether the weights are in half the size."""
+        return 2 * self.total_bytes < 3 * 2 * self.total
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a model is trained, as far as memory depends on it.
+
+    Attributes:
+        layout: one device, a copy on every device, or every weight sharded over the devices.
+        devices: that take part.
+        mixed: products in bfloat16 of weights in float32.
+        checkpointing: activations of a layer are computed again in the backward pass.
+        reference_copy: a second, frozen model is held.
+        accumulates: several micro-batches make a step.
+        cpu_offload: shards wait in the host's memory.
+        head_chunk: response tokens whose logits are held at a time.
+        backend: the attention kernel.
+        cuda: or a CPU.
     """
-    config: Any = base_of(model).config.get_text_config()
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    frozen_copy = weights if reference_copy else 0
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    adapters = trained < sum(p.numel() for p in model.parameters()) / 2
-    size = next(model.parameters()).element_size()
-    layer = (12 * hidden + 6 * inner if adapters else 8 * hidden + 5 * inner) * size * batch.num_tokens
-    activations = layer + layers * hidden * size * batch.num_tokens if checkpointing else layers * layer
-    chunk = min(head_chunk, batch.edge_source.numel())
-    return float(weights + frozen_copy + trained * (size + 8) + activations + 3 * chunk * config.vocab_size * 4)
+
+    layout: Layout = "single"
+    devices: int = 1
+    mixed: bool = False
+    checkpointing: bool = False
+    reference_copy: bool = False
+    accumulates: bool = False
+    cpu_offload: bool = False
+    head_chunk: int = 512
+    backend: Backend = "auto"
+    cuda: bool = True
+
+
+class Memory(NamedTuple):
+    """Bytes on one device, by part."""
+
+    weights: float
+    gradients: float
+    moments: float  # AdamW's two
+    reference: float  # a frozen copy
+    gathered: float  # layers that FSDP2 puts together, or DDP's buckets of gradients
+    activations: float  # that the layers keep for the backward pass
+    head: float  # and on top of them the head: its inputs and a chunk of logits
+    layer: float  # or later the backward pass of one layer, which may compute its activations again
+    end: float  # or, when activations are gone, the gradient of the embeddings, or a copy that AdamW's loops make
+    outside: float  # of what is not tensors
+
+    @property
+    def total(self) -> float:
+        lasting = self.weights + self.gradients + self.moments + self.reference + self.gathered + self.outside
+        return lasting + max(self.activations + max(self.head, self.layer), self.end)
+
+
+def shape_of(model: nn.Module) -> Shape:
+    """Read a model's shape; its weights may be sharded, or have no content at all (on the meta device)."""
+    base = base_of(model)
+    config: Any = base.config.get_text_config()
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    query = config.num_attention_heads * width
+    key = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * width
+    layer = decoder_layers(model)[0]
+    named = list(layer.named_parameters())
+    matrices = {name: p for name, p in named if p.ndim == 2 and ".lora_" not in name}
+    parameters = list(model.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    layer_bytes = [sum(p.numel() * p.element_size() for p in one.parameters()) for one in decoder_layers(model)]
+    total_bytes = sum(p.numel() * p.element_size() for p in parameters)
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    return Shape(
+        layers=len(layer_bytes),
+        hidden=config.hidden_size,
+        inner=inner * (getattr(config, "num_experts_per_tok", None) or 1),
+        query=query,
+        key=key,
+        heads=config.num_attention_heads,
+        vocabulary=config.vocab_size,
+        inputs=sum(_input_width(layer, name, p) for name, p in matrices.items()),
+        norms=sum(_kept_by_norm(name, m, config.hidden_size, query, key) for name, m in layer.named_modules()),
+        gated=any("gate" in name for name in matrices),
+        ranks=sum(p.shape[0] for name, p in named if ".lora_A." in name),
+        total=sum(p.numel() for p in parameters),
+        trained=sum(p.numel() for p in trained),
+        total_bytes=total_bytes,
+        trained_bytes=sum(p.numel() * p.element_size() for p in trained),
+        layer_bytes=max(layer_bytes),
+        root_bytes=total_bytes - sum(layer_bytes),
+        tied=base.get_output_embeddings().weight is base.get_input_embeddings().weight,
+    )
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a causal language model, which FSDP2 gathers one at a time."""
+    base = base_of(model)
+    count = base.config.get_text_config().num_hidden_layers
+    lists = (m for m in base.get_decoder().children() if isinstance(m, nn.ModuleList) and len(m) == count)
+    return list(next(lists))
+
+
+def _input_width(layer: nn.Module, name: str, weight: nn.Parameter) -> int:
+    transposed = type(layer.get_submodule(name.rpartition(".")[0])).__name__ == "Conv1D"  # of GPT-2
+    return int(weight.shape[0 if transposed else 1])
+
+
+def _kept_by_norm(name: str, module: nn.Module, hidden: int, query: int, key: int) -> int:
+    """Numbers a token that a norm keeps: its input and, where transformers' own has a weight to train, its result."""
+    weight = getattr(module, "weight", None)
+    if "norm" not in type(module).__name__.lower() or weight is None:
+        return 0
+    width = {"q_norm": query, "k_norm": key}.get(name.rpartition(".")[2], hidden)
+    return width * (2 if weight.requires_grad and not isinstance(module, nn.LayerNorm) else 1)
+
+
+def peak_memory(shape: Shape, batch: PreferenceBatch, setup: Setup) -> Memory:
+    """Bytes on one device at the peak of a training step on a batch.
+
+    Gradients and moments are there when activations are, as in all but the first micro-batch of a run.
+    """
+    shards = setup.devices if setup.layout == "fsdp" else 1
+    stays = 0.0 if setup.cpu_offload else 1.0 / shards
+    # FSDP2 sums gradients up whole where a step has several micro-batches, and shares them out at its end.
+    whole = setup.layout == "fsdp" and setup.accumulates
+    parts = Memory(
+        weights=shape.total_bytes * stays,
+        gradients=shape.trained_bytes * (1.0 if whole else stays),
+        moments=2 * shape.trained_bytes * stays,
+        reference=shape.total_bytes * stays if setup.reference_copy else 0.0,
+        gathered=_gathered(shape, setup),
+        activations=_activations(shape, batch, setup),
+        head=_head(shape, batch, setup),
+        layer=_layer_backward(shape, batch, setup),
+        end=max(_embedding_gradient(shape), shape.trained_bytes * stays if setup.cuda else 0.0),
+        outside=0.0,
+    )
+    return parts._replace(outside=CONTEXT + FRAGMENTED * parts.total) if setup.cuda else parts
+
+
+def _gathered(shape: Shape, setup: Setup) -> float:
+    """What synchronising holds besides.
+
+    DDP copies gradients to buckets of the same size. FSDP2 keeps the root together from forward to backward and gathers
+    layers: one in use, the next one both as it arrives and in place; with them goes one layer's whole gradient.
+    """
+    if setup.layout == "ddp":
+        return float(shape.trained_bytes)
+    if setup.layout == "single":
+        return 0.0
+    narrow = 0.5 if setup.mixed and not shape.low else 1.0  # layers and root travel in bfloat16
+    gradient = 0.0 if shape.adapters or setup.accumulates else shape.layer_bytes
+    return narrow * (shape.root_bytes + 3 * shape.layer_bytes) + gradient
+
+
+def _size(shape: Shape, setup: Setup) -> int:
+    """Bytes of a number that a product takes in or gives."""
+    return 2 if setup.mixed or shape.low else 4
+
+
+def _activations(shape: Shape, batch: PreferenceBatch, setup: Setup) -> float:
+    """What autograd keeps of all layers; the residual stream is in float32 whatever the products are taken in."""
+    size, tokens = _size(shape, setup), batch.num_tokens
+    layer = 4 * tokens * shape.hidden if setup.checkpointing else _layer_bytes(shape, batch, setup)
+    rotary = 2 * size * tokens * shape.query // shape.heads
+    rounds = size == 2 and shape.trained_bytes > 3 * shape.trained and setup.layout != "fsdp"
+    return shape.layers * layer + rotary + (2 * shape.trained if rounds else 0)  # trained weights in bfloat16
+
+
+def _layer_backward(shape: Shape, batch: PreferenceBatch, setup: Setup) -> float:
+    """The residual stream's gradient and two of the feed-forward part's width; a tied head's gradient waits."""
+    gradients = batch.num_tokens * (4 * shape.hidden + 2 * _size(shape, setup) * shape.inner)
+    waits = _embedding_gradient(shape) / 3 if shape.tied else 0
+    return gradients + waits + (_layer_bytes(shape, batch, setup) if setup.checkpointing else 0)
+
+
+def _embedding_gradient(shape: Shape) -> float:
+    """Of the embeddings alone, or beside a tied head's and the sum of both."""
+    size = 2 if shape.low else 4
+    return 0.0 if shape.adapters else size * shape.vocabulary * shape.hidden * (3.0 if shape.tied else 1.0)
+
+
+def _layer_bytes(shape: Shape, batch: PreferenceBatch, setup: Setup) -> float:
+    """What autograd keeps of one decoder layer.
+
+    Of each token: the inputs of norms, in float32; the inputs of matrices (in bfloat16 each rounds its own, else query,
+    key and value share one, as do gate and up); queries, keys, values, and what attention gives, with one
+    normaliser a head; the feed-forward part's input to its activation and, where it is gated, both factors; the low-rank
+    products of adapters. What attention holds of the tree depends on the kernel.
+    """
+    size, tokens = _size(shape, setup), batch.num_tokens
+    inputs = shape.inputs if size == 2 else 2 * shape.hidden + shape.query + shape.inner
+    inner = (3 if shape.gated else 1) * shape.inner
+    numbers = inputs + 2 * shape.query + inner + shape.ranks
+    seen = _seen(batch)
+    kernel = setup.backend
+    if kernel == "auto":
+        kernel = "sdpa" if not setup.cuda else "varlen" if size == 2 else "flex"
+    if kernel == "varlen":  # keys and values of every path; its result is the next matrix's input as it is
+        attention = 2 * shape.key * seen.keys - tokens * shape.query
+    elif kernel == "flex":
+        attention = 2 * shape.key * tokens
+    else:  # each branch's path once more, and its mask in numbers
+        attention = 2 * shape.key * (tokens + seen.branch_keys) + seen.masked
+    return 4 * tokens * (shape.norms + shape.heads) + size * (tokens * numbers + attention)
+
+
+class _Seen(NamedTuple):
+    keys: int  # of all paths
+    branch_keys: int  # of those that go on from another node
+    masked: int  # (query, key) pairs in their masks
+
+
+def _seen(batch: PreferenceBatch) -> _Seen:
+    ends: list[int] = []
+    keys = branch_keys = masked = 0
+    for node in batch.nodes:
+        queries = node.end - node.start
+        ends.append((ends[node.parent] if node.parent >= 0 else 0) + queries)
+        keys += ends[-1]
+        if node.parent >= 0:
+            branch_keys += ends[-1]
+            masked += queries * ends[-1]
+    return _Seen(keys, branch_keys, masked)
+
+
+def _head(shape: Shape, batch: PreferenceBatch, setup: Setup) -> float:
+    """The last norm's input, the edges' states or the directions of their gradient, and two [chunk, V] buffers.
+
+    The buffers are in float32. With them stand the head in another dtype than it is stored in, and, where it trains,
+    the norm's result, the edges' states as well, and the head's gradient.
+    """
+    edges, matrix = batch.edge_source.numel(), shape.vocabulary * shape.hidden
+    narrow = setup.cuda and setup.mixed and not shape.low
+    widened = not setup.cuda and shape.low
+    copy = 2 * matrix if narrow else 4 * matrix if widened else 0
+    kept = shape.hidden * (4 * batch.num_tokens + edges * (_size(shape, setup) if setup.cuda else 4))
+    logits = 2 * 4 * min(setup.head_chunk, edges) * shape.vocabulary
+    return logits + copy + (kept if shape.adapters else 2 * kept + 4 * matrix)

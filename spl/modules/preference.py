@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
@@ -16,7 +16,7 @@ from spl.logprobs.score import prepare
 from spl.models import fingerprint
 from spl.modules.base import PolicyModule
 from spl.modules.figures import MEANS, preference_figures
-from spl.modules.memory import estimate_peak_memory
+from spl.modules.memory import Setup, peak_memory, shape_of
 from spl.modules.reference import Reference
 from spl.objective.loss import LossTerms, SPLLoss
 from spl.types import PreferenceBatch, StepOutput
@@ -198,13 +198,24 @@ class PreferenceModule(PolicyModule):
         return StartCheck(self.loss(reference, reference, batch).loss.item(), gap)
 
     def peak_memory(self, batch: PreferenceBatch) -> float:
-        """Estimated bytes of a training step on a batch."""
-        return estimate_peak_memory(
-            self.policy,
-            batch,
-            head_chunk=self.hparams["head_chunk"],
+        """Estimated bytes on one device of a training step on a batch."""
+        return peak_memory(shape_of(self.policy), batch, self._memory_setup(batch)).total
+
+    def _memory_setup(self, batch: PreferenceBatch) -> Setup:
+        trainer = self._trainer
+        strategy = None if trainer is None else trainer.strategy
+        sharded, copied = isinstance(strategy, ModelParallelStrategy), isinstance(strategy, DDPStrategy)
+        return Setup(
+            layout="fsdp" if sharded else "ddp" if copied else "single",
+            devices=1 if trainer is None else trainer.world_size,
+            mixed=trainer is not None and trainer.precision == "bf16-mixed",
             checkpointing=self.hparams["gradient_checkpointing"],
             reference_copy=self.reference is not None and self.reference.needs_copy(batch),
+            accumulates=trainer is not None and trainer.accumulate_grad_batches > 1,
+            cpu_offload=getattr(strategy, "cpu_offload", False),
+            head_chunk=self.hparams["head_chunk"],
+            backend=self.backend,
+            cuda=self.device.type == "cuda",
         )
 
     def describe(self) -> dict[str, str]:
