@@ -61,7 +61,7 @@ class Setup:
         mixed: products in bfloat16 of weights in float32.
         checkpointing: activations of a layer are computed again in the backward pass.
         reference_copy: a second, frozen model is held.
-        accumulates: several micro-batches make a step.
+        sums_whole: where sharded, each device adds a step's micro-batches up in whole gradients, shared out at its end.
         cpu_offload: shards wait in the host's memory.
         head_chunk: response tokens whose logits are held at a time.
         backend: the attention kernel.
@@ -73,7 +73,7 @@ class Setup:
     mixed: bool = False
     checkpointing: bool = False
     reference_copy: bool = False
-    accumulates: bool = False
+    sums_whole: bool = False
     cpu_offload: bool = False
     head_chunk: int = 512
     backend: Backend = "auto"
@@ -166,11 +166,10 @@ def peak_memory(shape: Shape, batch: PreferenceBatch, setup: Setup) -> Memory:
     """
     shards = setup.devices if setup.layout == "fsdp" else 1
     stays = 0.0 if setup.cpu_offload else 1.0 / shards
-    # FSDP2 sums gradients up whole where a step has several micro-batches, and shares them out at its end.
-    whole = setup.layout == "fsdp" and setup.accumulates
+    whole = setup.layout == "fsdp" and setup.sums_whole
     parts = Memory(
         weights=shape.total_bytes * stays,
-        gradients=shape.trained_bytes * (1.0 if whole else stays),
+        gradients=4 * shape.trained if whole else shape.trained_bytes * stays,
         moments=2 * shape.trained_bytes * stays,
         reference=shape.total_bytes * stays if setup.reference_copy else 0.0,
         gathered=_gathered(shape, setup),
@@ -186,16 +185,16 @@ def peak_memory(shape: Shape, batch: PreferenceBatch, setup: Setup) -> Memory:
 def _gathered(shape: Shape, setup: Setup) -> float:
     """What synchronising holds besides.
 
-    DDP copies gradients to buckets of the same size. FSDP2 keeps the root together from forward to backward and gathers
-    layers: one in use, the next one both as it arrives and in place; with them goes one layer's whole gradient.
+    DDP copies gradients to buckets of the same size. FSDP2 gathers the root for a whole pass, and layers: one in use,
+    the next one both as it arrives and in place; with them goes one layer's whole gradient.
     """
     if setup.layout == "ddp":
         return float(shape.trained_bytes)
     if setup.layout == "single":
         return 0.0
-    narrow = 0.5 if setup.mixed and not shape.low else 1.0  # layers and root travel in bfloat16
-    gradient = 0.0 if shape.adapters or setup.accumulates else shape.layer_bytes
-    return narrow * (shape.root_bytes + 3 * shape.layer_bytes) + gradient
+    layer = shape.layer_bytes * (0.5 if setup.mixed and not shape.low else 1.0)  # layers travel in bfloat16
+    gradient = 0.0 if shape.adapters or setup.sums_whole else shape.layer_bytes
+    return shape.root_bytes + 3 * layer + gradient
 
 
 def _size(shape: Shape, setup: Setup) -> int:
@@ -230,8 +229,9 @@ def _layer_bytes(shape: Shape, batch: PreferenceBatch, setup: Setup) -> float:
 
     Of each token: the inputs of norms, in float32; the inputs of matrices (in bfloat16 each rounds its own, else query,
     key and value share one, as do gate and up); queries, keys, values, and what attention gives, with one
-    normaliser a head; the feed-forward part's input to its activation and, where it is gated, both factors; the low-rank
-    products of adapters. What attention holds of the tree depends on the kernel.
+    normaliser a head; the feed-forward part's input to its activation and, where it is gated, both factors; the
+    low-rank products of adapters. What attention holds of the tree depends on the kernel. Left out: what an activation
+    written out in Python keeps (GPT-2's), and the scores of soft-capped attention on a CPU (Gemma 2's).
     """
     size, tokens = _size(shape, setup), batch.num_tokens
     inputs = shape.inputs if size == 2 else 2 * shape.hidden + shape.query + shape.inner

@@ -211,7 +211,9 @@ class PreferenceModule(PolicyModule):
             mixed=trainer is not None and trainer.precision == "bf16-mixed",
             checkpointing=self.hparams["gradient_checkpointing"],
             reference_copy=self.reference is not None and self.reference.needs_copy(batch),
-            accumulates=trainer is not None and trainer.accumulate_grad_batches > 1,
+            sums_whole=trainer is not None
+            and trainer.accumulate_grad_batches > 1
+            and not getattr(strategy, "reduce_every_micro_batch", False),
             cpu_offload=getattr(strategy, "cpu_offload", False),
             head_chunk=self.hparams["head_chunk"],
             backend=self.backend,
