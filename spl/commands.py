@@ -35,6 +35,10 @@ from spl.types import UserError
 
 log = logging.getLogger("spl")
 
+# Where a setting may be of several plain types.
+_UNION = re.compile(
+    r'Parser key "(?P<key>[^"]+)":.* Subtypes: \[(?P<kinds>(<class \'\w+\'>(, )?)+)\].* Given value: (?P<value>.*)'
+)
 _SECRET = re.compile(r"(^|_)(api_key|token|password|secret)$")
 
 
@@ -59,6 +63,9 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         sentence = " ".join(message.split())
+        if found := _UNION.search(sentence):
+            kinds = " or ".join(re.findall(r"'([^']+)'", found["kinds"])).replace("NoneType", "null")
+            sentence = f"{found['key']} must be {kinds}, but is {found['value']}"
         sys.stderr.write(f"error: {sentence} (spl {self._command()} --help lists every setting)\n")
         raise SystemExit(2)
 

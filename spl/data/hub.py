@@ -17,7 +17,7 @@ def load_hub(path: str, name: str | None, split: str, streaming: bool) -> Any:
     """
     try:
         return datasets.load_dataset(path, name=name, split=split, streaming=streaming)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # foreign files may be wrong in any way
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"cannot load {path!r} ({name or 'default'}, split {split!r}): expected 'survey', a local file or a data "

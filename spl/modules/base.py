@@ -21,7 +21,7 @@ from spl.logprobs.kernels import require
 from spl.logprobs.laws import score_laws
 from spl.logprobs.lora import FusedLinear
 from spl.logprobs.score import base_of, first_examples, gap_to_plain, prepare, score
-from spl.models import Dtype, ExportFormat, load_policy, load_tokenizer, save_policy
+from spl.models import Dtype, ExportFormat, check_trust, load_policy, load_tokenizer, runs_own_code, save_policy
 from spl.modules.flops import MatrixSizes, matrix_sizes, step_flops
 from spl.modules.non_finite import NonFiniteLossError, OnNonFinite, StepGuard, all_agree, bad_rows, few, finite_weights
 from spl.types import PreferenceBatch, ResponseLaws, ResponseLogps, UserError
@@ -56,7 +56,7 @@ class PolicyModule(LightningModule):
             "skip" leaves the step out, at most 10 in a row. Either way its batch is kept in the run folder's
             non_finite/.
         revision: of the model on the Hub.
-        trust_remote_code: run the model's own code from the Hub.
+        trust_remote_code: the model's name once more, to run the code that it brings along; read that code before.
     """
 
     policy: nn.Module
@@ -80,7 +80,7 @@ class PolicyModule(LightningModule):
         warmup: float = 0.05,
         on_non_finite: OnNonFinite = "stop",
         revision: str | None = None,
-        trust_remote_code: bool = False,
+        trust_remote_code: str | None = None,
     ) -> None:
         super().__init__()
         _check("lora_rank", lora_rank, lora_rank >= 0, "0 or more")
@@ -89,6 +89,7 @@ class PolicyModule(LightningModule):
         _check("betas", betas, all(0 <= b < 1 for b in betas), "two numbers in [0, 1)")
         _check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
         _check("warmup", warmup, warmup >= 0, "0 or more")
+        check_trust(trust_remote_code, model)
         self.save_hyperparameters()
         if scorer == "plain" and attention != "auto":
             raise UserError(
@@ -400,8 +401,10 @@ class PolicyModule(LightningModule):
             if self.trains_adapters
             else "full"
         )
+        code = {"remote code": f"runs, from {hp['trust_remote_code']}"} if runs_own_code(self.policy) else {}
         return {
             "policy": f"{hp['model']}, {type(base_of(self.policy)).__name__}, {hp['dtype']} weights",
+            **code,
             "trained": f"{trained:,} of {total:,} parameters ({how})",
         }
 
