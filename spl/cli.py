@@ -9,6 +9,7 @@ import sys
 from typing import NoReturn
 
 from spl import __version__
+from spl.secrets import print_redacted, redact, remember
 from spl.types import UserError
 
 HELP = """\
@@ -47,11 +48,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _fail(sentence: str, status: int) -> NoReturn:
-    sys.stderr.write(f"error: {sentence}\n")
+    sys.stderr.write(f"error: {redact(sentence)}\n")
     raise SystemExit(status)
 
 
 def _run(args: list[str]) -> None:
+    sys.excepthook = print_redacted
+    remember(args)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes would warn of it at every step
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 

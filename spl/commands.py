@@ -31,6 +31,7 @@ from spl.callbacks.throughput import ThroughputMonitor
 from spl.checkpoints import CheckpointFile, peek
 from spl.data.base import PreferenceDataModule
 from spl.modules.preference import PreferenceModule
+from spl.secrets import SecretFilter, redact, without_secrets
 from spl.types import UserError
 
 log = logging.getLogger("spl")
@@ -39,7 +40,6 @@ log = logging.getLogger("spl")
 _UNION = re.compile(
     r'Parser key "(?P<key>[^"]+)":.* Subtypes: \[(?P<kinds>(<class \'\w+\'>(, )?)+)\].* Given value: (?P<value>.*)'
 )
-_SECRET = re.compile(r"(^|_)(api_key|token|password|secret)$")
 
 
 def quiet() -> None:
@@ -66,7 +66,7 @@ class Parser(LightningArgumentParser):
         if found := _UNION.search(sentence):
             kinds = " or ".join(re.findall(r"'([^']+)'", found["kinds"])).replace("NoneType", "null")
             sentence = f"{found['key']} must be {kinds}, but is {found['value']}"
-        sys.stderr.write(f"error: {sentence} (spl {self._command()} --help lists every setting)\n")
+        sys.stderr.write(f"error: {redact(sentence)} (spl {self._command()} --help lists every setting)\n")
         raise SystemExit(2)
 
     def _command(self) -> str:
@@ -168,7 +168,7 @@ class SPLCommand(LightningCLI):
         groups = {"model": saved.get("hyper_parameters", {}), "data": saved.get("datamodule_hyper_parameters", {})}
         for group, values in groups.items():
             for name, value in values.items():
-                given = self.settings[group].get(name, value)
+                given = without_secrets(self.settings[group].get(name, value))
                 if given == value or (group == "data" and self.subcommand != "fit"):
                     continue
                 said = f"{group}.{name} is {given!r}, but the checkpoint was trained with {value!r}"
@@ -214,20 +214,13 @@ class SPLCommand(LightningCLI):
             settings.checkpoint.dirpath = None
             path = self.output / "config.yaml"
             dumped = yaml.safe_load(self._parser("fit").dump(settings, skip_none=False))
-            text = yaml.safe_dump(_without_secrets(dumped), sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(without_secrets(dumped), sort_keys=False, allow_unicode=True)
             path.write_text(f"# spl fit --config {path} --output NEW\n{text}", encoding="utf-8")
 
 
 def _as_list(value: Any) -> list[Any]:
     """What a Trainer takes as one or as several."""
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _without_secrets(value: Any) -> Any:
-    """The same settings without API keys and the like, which loggers may take."""
-    if isinstance(value, dict):
-        return {k: _without_secrets(v) for k, v in value.items() if not _SECRET.search(str(k))}
-    return [_without_secrets(v) for v in value] if isinstance(value, list) else value
 
 
 def _default_output(configs: Any) -> str:
@@ -245,5 +238,6 @@ def _log_to(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(file)
-        log.addHandler(RichHandler(console=Console(stderr=True), show_path=False, show_time=False))
+        for handler in (file, RichHandler(console=Console(stderr=True), show_path=False, show_time=False)):
+            handler.addFilter(SecretFilter())
+            log.addHandler(handler)

@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM
 
 from spl.checkpoints import peek, read
 from spl.cli import COMMANDS, main
-from spl.commands import _without_secrets
 from spl.data.survey import SURVEY
 
 TINY = ["--config", str(Path(__file__).parents[1] / "configs/experiment/tiny.yaml")]
@@ -205,15 +204,6 @@ def test_a_checkpoint_of_other_settings(run: Path, tmp_path: Path, capsys: pytes
     assert "model.lora_alpha is 32, but the checkpoint was trained with 16: give the same" in said
     main([*evaluate, "--model.alpha", "0.5"])
     assert "model.alpha is 0.5, but the checkpoint was trained with 1.0" in (tmp_path / "log.txt").read_text()
-
-
-def test_a_config_keeps_no_secrets() -> None:
-    settings = {
-        "trainer": {"logger": [{"init_args": {"api_key": "k", "project": "p"}}]},
-        "head_chunk": 3,
-        "hub_token": "t",
-    }
-    assert _without_secrets(settings) == {"trainer": {"logger": [{"init_args": {"project": "p"}}]}, "head_chunk": 3}
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])

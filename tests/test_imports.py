@@ -10,6 +10,7 @@ TYPES = {"types"}
 MAY_IMPORT = {
     "types": set(),
     "results": set(),
+    "secrets": set(),
     "objective": TYPES,
     "logprobs": TYPES,
     "metrics": TYPES,
@@ -17,9 +18,9 @@ MAY_IMPORT = {
     "models": TYPES,
     "disk": set(),
     "checkpoints": TYPES | {"disk"},
-    "data": TYPES,
-    "modules": TYPES | {"checkpoints", "models", "logprobs", "objective"},
-    "callbacks": TYPES | {"checkpoints", "disk", "metrics", "sampling"},
+    "data": TYPES | {"secrets"},
+    "modules": TYPES | {"checkpoints", "disk", "models", "logprobs", "objective", "secrets"},
+    "callbacks": TYPES | {"checkpoints", "disk", "metrics", "sampling", "secrets"},
     "evaluation": TYPES | {"models", "data", "logprobs", "sampling", "metrics", "results"},
     "reporting": {"results"},
 }

@@ -7,6 +7,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 from lightning import Callback, LightningModule, Trainer
 
+from spl.secrets import redact
 from spl.types import PreferenceBatch, StepOutput
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class PredictionWriter(Callback):
     ) -> None:
         examples = batch.response_example.tolist()
         columns = {
-            "row": [batch.rows[e] for e in examples],
+            "row": [redact(batch.rows[e]) for e in examples],
             "response": [r - examples.index(e) for r, e in enumerate(examples)],
             "policy_logp": outputs["policy_logps"].float().tolist(),
             "reference_logp": outputs["reference_logps"].float().tolist(),

@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from spl.secrets import redact
 from spl.types import PreferenceBatch, UserError
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def _show(rows: dict[str, str], example: str) -> None:
     table.add_column(style="bold")
     table.add_column()
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, redact(value))
     console = Console()
     console.print(Panel(table, title="Soft Preference Learning", title_align="left"))
     console.print(Panel(Text(example), title="One example; «the scored span»", title_align="left"))

@@ -13,6 +13,7 @@ from spl.data.prompts import example_prompts, reply_batch, text_prompts
 from spl.data.source import SURVEY, Source
 from spl.data.tokenization import Encoder, Template, Truncation, TurnEnd
 from spl.data.training import TrainingSteps, TrainingStream, check_stream, convert_progress
+from spl.secrets import without_secrets
 from spl.types import PreferenceBatch, Prompt, UserError
 
 
@@ -87,6 +88,11 @@ class PreferenceDataModule(LightningDataModule):
         self.everything: EncodedData | None = None
         self._choices: list[EncodedChoice] = []
         self._taken: TrainingSteps | TrainingStream | None = None
+
+    @property
+    def hparams_initial(self) -> Any:
+        """What loggers write of the settings."""
+        return without_secrets(dict(super().hparams_initial))
 
     @property
     def encoder(self) -> RowEncoder:

@@ -24,6 +24,7 @@ from spl.logprobs.score import base_of, first_examples, gap_to_plain, prepare, s
 from spl.models import Dtype, ExportFormat, check_trust, load_policy, load_tokenizer, runs_own_code, save_policy
 from spl.modules.flops import MatrixSizes, matrix_sizes, step_flops
 from spl.modules.non_finite import NonFiniteLossError, OnNonFinite, StepGuard, all_agree, bad_rows, few, finite_weights
+from spl.secrets import without_secrets
 from spl.types import PreferenceBatch, ResponseLaws, ResponseLogps, UserError
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -105,6 +106,11 @@ class PolicyModule(LightningModule):
         self.left_out = SumMetric()  # held-out examples without a finite loss
         self._left_out_rows: list[str] = []
         self._found_finite = False  # a held-out batch
+
+    @property
+    def hparams_initial(self) -> Any:
+        """What loggers write of the settings."""
+        return without_secrets(dict(super().hparams_initial))
 
     @property
     def tokenizer(self) -> Any:
@@ -334,6 +340,8 @@ class PolicyModule(LightningModule):
                 "before are kept. Lower model.lr, or set trainer.gradient_clip_val."
             )
         checkpoint["non_finite"] = self.guard.state_dict()
+        for settings in ("hyper_parameters", "datamodule_hyper_parameters"):
+            checkpoint[settings] = without_secrets(checkpoint.get(settings, {}))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, **settings: Any) -> Any:  # type: ignore[override]

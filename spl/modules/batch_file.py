@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from spl.disk import replacing
+from spl.secrets import redact
 from spl.types import Node, PreferenceBatch
 
 _PLAIN = ("nodes", "rows", "weight", "response_keys")
@@ -26,20 +28,15 @@ def write_batches(path: Path, batches: Sequence[PreferenceBatch]) -> None:
     plain = [
         {
             "nodes": batch.nodes,
-            "rows": batch.rows,
+            "rows": [redact(row) for row in batch.rows],
             "weight": batch.weight,
             "response_keys": [key.hex() for key in batch.response_keys],
         }
         for batch in batches
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_suffix(".building")
-    try:
+    with replacing(path) as file:
         # Views of one tensor become tensors of their own, which is all that safetensors takes.
-        save_file({k: v.cpu().clone() for k, v in tensors.items()}, building, {"batches": json.dumps(plain)})
-        building.replace(path)
-    finally:
-        building.unlink(missing_ok=True)
+        file.write(save({k: v.cpu().clone() for k, v in tensors.items()}, {"batches": json.dumps(plain)}))
 
 
 def read_batches(path: Path) -> list[PreferenceBatch]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from spl.modules.batch_file import readable, write_batches
+from spl.secrets import without_secrets
 from spl.types import PreferenceBatch
 
 OnNonFinite = Literal["stop", "skip"]
@@ -140,7 +141,7 @@ def _save(noted: list[tuple[PreferenceBatch, Tensor]], module: Any) -> str:
     facts = {
         "step": step,
         "rank": rank,
-        "micro_batches": [readable(batch, losses, module.tokenizer) for batch, losses in noted],
+        "micro_batches": without_secrets([readable(batch, losses, module.tokenizer) for batch, losses in noted]),
     }
     try:
         write_batches(path, [batch for batch, _ in noted])
