@@ -340,8 +340,8 @@ class PolicyModule(LightningModule):
                 "before are kept. Lower model.lr, or set trainer.gradient_clip_val."
             )
         checkpoint["non_finite"] = self.guard.state_dict()
-        for settings in ("hyper_parameters", "datamodule_hyper_parameters"):
-            checkpoint[settings] = without_secrets(checkpoint.get(settings, {}))
+        for settings in checkpoint.keys() & {"hyper_parameters", "datamodule_hyper_parameters"}:
+            checkpoint[settings] = without_secrets(checkpoint[settings])
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, **settings: Any) -> Any:  # type: ignore[override]
