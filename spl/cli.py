@@ -19,6 +19,7 @@ Soft Preference Learning: preference training that keeps a language model's dive
   spl validate  --config CONFIG --ckpt_path RUN/checkpoints/last.ckpt
   spl test      --config CONFIG --ckpt_path RUN/checkpoints/last.ckpt
   spl predict   --config CONFIG   log-probabilities and rewards of every response, to parquet
+  spl plan      --config CONFIG   memory, operations and time of a run on GPUs, before it is started
 
 Start here:
 
@@ -30,7 +31,7 @@ Start here:
 
 Every setting and its default: spl fit --help
 """
-COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test", "predict", "plan")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -61,9 +62,10 @@ def _run(args: list[str]) -> None:
     from spl.callbacks.interrupt import InterruptedTrainingError
     from spl.commands import SPLCommand
     from spl.modules.non_finite import NonFiniteLossError
+    from spl.plan import PlanCommand
 
     try:
-        SPLCommand(args)
+        PlanCommand(args) if args[0] == "plan" else SPLCommand(args)
     except (UserError, MisconfigurationException) as error:
         _fail(str(error).split("\n")[0], 2)
     except NonFiniteLossError as error:

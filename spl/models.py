@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -68,19 +69,20 @@ def load_policy(
     lora_targets: str | list[str] = "all-linear",
     lora_layer: type[nn.Module] | None = None,
     gradient_checkpointing: bool = False,
+    model: Any = None,
     revision: str | None = None,
     trust_remote_code: str | None = None,
 ) -> nn.Module:
     """A causal language model to train, with fresh LoRA adapters, or whole where `lora_rank` is 0.
 
     Fresh adapters change nothing, so with them off the model is the reference. `lora_layer` takes the place of peft's
-    own layer around an `nn.Linear`.
+    own layer around an `nn.Linear`. `model` is the model where it is made already, perhaps without its weights.
 
     Raises:
         UserError: there is no such model, or its weights are not in safetensors (or .gguf) form.
     """
-    torch_dtype = getattr(torch, dtype)
-    model = load_model(name, torch_dtype, revision, trust_remote_code)
+    if model is None:
+        model = load_model(name, getattr(torch, dtype), revision, trust_remote_code)
     model.name_or_path = name  # what an adapter's folder says its base is
     if gradient_checkpointing:
         # transformers 5.24 renamed it.
@@ -120,6 +122,19 @@ def load_model(
             f"{name!r} is an adapter on the Hub: download it and give its folder, so that it can be merged."
         )
     return _dequantised(model) if "gguf_file" in where else model
+
+
+def load_config(name: str, revision: str | None = None, trust_remote_code: str | None = None) -> Any:
+    """What a model is built from; reads no weights.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if name == TINY:
+        return _tiny_model().config
+    if (Path(name) / "adapter_config.json").is_file():
+        return load_config(_base_of_adapter(name), None, trust_remote_code)
+    return _from_pretrained(AutoConfig, name, _source(name), revision, trust_remote_code)
 
 
 def _base_of_adapter(folder: str) -> str:

@@ -20,11 +20,12 @@ MAY_IMPORT = {
     "checkpoints": TYPES | {"disk"},
     "data": TYPES | {"secrets"},
     "modules": TYPES | {"checkpoints", "disk", "models", "logprobs", "objective", "secrets"},
+    "planning": TYPES | {"models", "data", "modules"},
     "callbacks": TYPES | {"checkpoints", "disk", "metrics", "sampling", "secrets"},
     "evaluation": TYPES | {"models", "data", "logprobs", "sampling", "metrics", "results"},
     "reporting": {"results"},
 }
-ANYTHING = {"cli", "commands", "quickstart", "__init__"}
+ANYTHING = {"cli", "commands", "plan", "quickstart", "__init__"}
 
 
 def package(path: Path) -> str:

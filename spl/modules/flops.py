@@ -49,12 +49,17 @@ def step_flops(sizes: MatrixSizes, batch: PreferenceBatch, reference: bool = Tru
         batch: may lie on a device; nothing is read from it there.
         reference: whether a reference runs; its numbers may also be looked up, or not needed.
     """
-    full = sizes.trained > sizes.frozen  # adapters are no part of the reference
+    full = sizes.trained > sizes.frozen
     attention = 4.0 * sizes.attended * _pairs_seen(batch)
     head = 2.0 * sizes.head * batch.edge_source.numel()
     policy = batch.num_tokens * (4.0 * sizes.frozen + 6.0 * sizes.trained) + 3 * attention + head * (3 if full else 2)
-    forward = batch.num_tokens * 2.0 * (sizes.trained if full else sizes.frozen) + attention + head
-    return policy + (forward if reference else 0.0)
+    return policy + (layers_flops(sizes, batch) + head if reference else 0.0)
+
+
+def layers_flops(sizes: MatrixSizes, batch: PreferenceBatch) -> float:
+    """Of one forward pass of the starting policy's layers: adapters are no part of it."""
+    own = max(sizes.trained, sizes.frozen)
+    return batch.num_tokens * 2.0 * own + 4.0 * sizes.attended * _pairs_seen(batch)
 
 
 def _pairs_seen(batch: PreferenceBatch) -> int:

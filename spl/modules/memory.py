@@ -1,54 +1,20 @@
 """What a training step holds at its peak, part by part: the start-up report's estimate and the planner's.
 
 The parts that last are counted exactly. Activations are what autograd keeps of a decoder layer, read off the code that
-runs (see `_layer_numbers`); tests hold them to the bytes that real steps hold, on several architectures.
+runs (see `_layer_bytes`); tests hold them to the bytes that real steps hold, on several architectures.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
-
-from torch import nn
+from typing import Literal, NamedTuple
 
 from spl.logprobs.forest import Backend
-from spl.logprobs.score import base_of
+from spl.modules.shape import Shape
 from spl.types import PreferenceBatch
 
 Layout = Literal["single", "ddp", "fsdp"]
 
 CONTEXT = 1.5 * 2**30  # bytes a process takes on a GPU besides tensors: CUDA, its libraries, buffers of NCCL
 FRAGMENTED = 0.05  # of what is held, that the allocator cannot use
-
-
-class Shape(NamedTuple):
-    """What a model's memory depends on: numbers a token, counts of parameters and their bytes."""
-
-    layers: int
-    hidden: int
-    inner: int  # of the feed-forward part, of all experts that a token sees
-    query: int  # heads times their width
-    key: int  # and of keys, or of values
-    heads: int
-    vocabulary: int
-    inputs: int  # of all matrices of a layer
-    norms: int  # that the norms of a layer keep
-    gated: bool  # the feed-forward part
-    ranks: int  # of a layer's adapters together
-    total: int  # parameters
-    trained: int
-    total_bytes: int
-    trained_bytes: int
-    layer_bytes: int  # of the largest decoder layer, which is gathered at once where layers are sharded
-    root_bytes: int  # of all that is in no layer
-    tied: bool  # the head is the embeddings
-
-    @property
-    def adapters(self) -> bool:
-        return self.ranks > 0
-
-    @property
-    def low(self) -> bool:
-        """Whether the weights are in half the size."""
-        return 2 * self.total_bytes < 3 * 2 * self.total
 
 
 @dataclass(frozen=True)
@@ -100,65 +66,6 @@ class Memory(NamedTuple):
         return lasting + max(self.activations + max(self.head, self.layer), self.end)
 
 
-def shape_of(model: nn.Module) -> Shape:
-    """Read a model's shape; its weights may be sharded, or have no content at all (on the meta device)."""
-    base = base_of(model)
-    config: Any = base.config.get_text_config()
-    width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    query = config.num_attention_heads * width
-    key = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * width
-    layer = decoder_layers(model)[0]
-    named = list(layer.named_parameters())
-    matrices = {name: p for name, p in named if p.ndim == 2 and ".lora_" not in name}
-    parameters = list(model.parameters())
-    trained = [p for p in parameters if p.requires_grad]
-    layer_bytes = [sum(p.numel() * p.element_size() for p in one.parameters()) for one in decoder_layers(model)]
-    total_bytes = sum(p.numel() * p.element_size() for p in parameters)
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
-    return Shape(
-        layers=len(layer_bytes),
-        hidden=config.hidden_size,
-        inner=inner * (getattr(config, "num_experts_per_tok", None) or 1),
-        query=query,
-        key=key,
-        heads=config.num_attention_heads,
-        vocabulary=config.vocab_size,
-        inputs=sum(_input_width(layer, name, p) for name, p in matrices.items()),
-        norms=sum(_kept_by_norm(name, m, config.hidden_size, query, key) for name, m in layer.named_modules()),
-        gated=any("gate" in name for name in matrices),
-        ranks=sum(p.shape[0] for name, p in named if ".lora_A." in name),
-        total=sum(p.numel() for p in parameters),
-        trained=sum(p.numel() for p in trained),
-        total_bytes=total_bytes,
-        trained_bytes=sum(p.numel() * p.element_size() for p in trained),
-        layer_bytes=max(layer_bytes),
-        root_bytes=total_bytes - sum(layer_bytes),
-        tied=base.get_output_embeddings().weight is base.get_input_embeddings().weight,
-    )
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a causal language model, which FSDP2 gathers one at a time."""
-    base = base_of(model)
-    count = base.config.get_text_config().num_hidden_layers
-    lists = (m for m in base.get_decoder().children() if isinstance(m, nn.ModuleList) and len(m) == count)
-    return list(next(lists))
-
-
-def _input_width(layer: nn.Module, name: str, weight: nn.Parameter) -> int:
-    transposed = type(layer.get_submodule(name.rpartition(".")[0])).__name__ == "Conv1D"  # of GPT-2
-    return int(weight.shape[0 if transposed else 1])
-
-
-def _kept_by_norm(name: str, module: nn.Module, hidden: int, query: int, key: int) -> int:
-    """Numbers a token that a norm keeps: its input and, where transformers' own has a weight to train, its result."""
-    weight = getattr(module, "weight", None)
-    if "norm" not in type(module).__name__.lower() or weight is None:
-        return 0
-    width = {"q_norm": query, "k_norm": key}.get(name.rpartition(".")[2], hidden)
-    return width * (2 if weight.requires_grad and not isinstance(module, nn.LayerNorm) else 1)
-
-
 def peak_memory(shape: Shape, batch: PreferenceBatch, setup: Setup) -> Memory:
     """Bytes on one device at the peak of a training step on a batch.
 
@@ -207,15 +114,22 @@ def _activations(shape: Shape, batch: PreferenceBatch, setup: Setup) -> float:
     size, tokens = _size(shape, setup), batch.num_tokens
     layer = 4 * tokens * shape.hidden if setup.checkpointing else _layer_bytes(shape, batch, setup)
     rotary = 2 * size * tokens * shape.query // shape.heads
-    rounds = size == 2 and shape.trained_bytes > 3 * shape.trained and setup.layout != "fsdp"
-    return shape.layers * layer + rotary + (2 * shape.trained if rounds else 0)  # trained weights in bfloat16
+    return shape.layers * layer + rotary + (0 if setup.checkpointing else _rounded(shape, setup))
+
+
+def _rounded(shape: Shape, setup: Setup) -> float:
+    """Trained weights in bfloat16, which are kept for the backward pass unless they are gathered so."""
+    gathered = setup.layout == "fsdp" and setup.mixed
+    rounds = _size(shape, setup) == 2 and shape.trained_bytes > 3 * shape.trained
+    return 2.0 * shape.trained if rounds and not gathered else 0.0
 
 
 def _layer_backward(shape: Shape, batch: PreferenceBatch, setup: Setup) -> float:
     """The residual stream's gradient and two of the feed-forward part's width; a tied head's gradient waits."""
     gradients = batch.num_tokens * (4 * shape.hidden + 2 * _size(shape, setup) * shape.inner)
     waits = _embedding_gradient(shape) / 3 if shape.tied else 0
-    return gradients + waits + (_layer_bytes(shape, batch, setup) if setup.checkpointing else 0)
+    again = _layer_bytes(shape, batch, setup) + _rounded(shape, setup) / shape.layers if setup.checkpointing else 0
+    return gradients + waits + again
 
 
 def _embedding_gradient(shape: Shape) -> float:
@@ -273,7 +187,7 @@ def _head(shape: Shape, batch: PreferenceBatch, setup: Setup) -> float:
     """The last norm's input, the edges' states or the directions of their gradient, and two [chunk, V] buffers.
 
     The buffers are in float32. With them stand the head in another dtype than it is stored in, and, where it trains,
-    the norm's result, the edges' states as well, and the head's gradient.
+    the norm's result, the edges' states as well, the head's gradient, and weights that autocast has rounded.
     """
     edges, matrix = batch.edge_source.numel(), shape.vocabulary * shape.hidden
     narrow = setup.cuda and setup.mixed and not shape.low
@@ -281,4 +195,6 @@ def _head(shape: Shape, batch: PreferenceBatch, setup: Setup) -> float:
     copy = 2 * matrix if narrow else 4 * matrix if widened else 0
     kept = shape.hidden * (4 * batch.num_tokens + edges * (_size(shape, setup) if setup.cuda else 4))
     logits = 2 * 4 * min(setup.head_chunk, edges) * shape.vocabulary
-    return logits + copy + (kept if shape.adapters else 2 * kept + 4 * matrix)
+    if shape.adapters:
+        return logits + copy + kept
+    return logits + copy + 2 * kept + 4 * matrix + (_rounded(shape, setup) if setup.checkpointing else 0)

@@ -16,8 +16,9 @@ from spl.logprobs.score import prepare
 from spl.models import fingerprint
 from spl.modules.base import PolicyModule
 from spl.modules.figures import MEANS, preference_figures
-from spl.modules.memory import Setup, peak_memory, shape_of
+from spl.modules.memory import Setup, peak_memory
 from spl.modules.reference import Reference
+from spl.modules.shape import shape_of
 from spl.objective.loss import LossTerms, SPLLoss
 from spl.types import PreferenceBatch, StepOutput
 
