@@ -20,6 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -188,8 +189,17 @@ def fingerprint(model: nn.Module) -> str:
     for name, weight in (*base.named_parameters(), *base.named_buffers()):
         if name in kept and ".lora_" not in name:
             digest.update(f"{name.replace('.base_layer', '')} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            content: Any = whole(weight.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(content)
     return digest.hexdigest()[:32]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered, which takes all processes; another as it is."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    sharded: DTensor = tensor.to(tensor.device_mesh.device_type)  # type: ignore[assignment]
+    return sharded.full_tensor()
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -198,9 +208,16 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 
 def save_policy(
-    model: nn.Module, tokenizer: Any, folder: Path, export_format: ExportFormat, input_ids: Tensor
+    model: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    export_format: ExportFormat,
+    input_ids: Tensor,
+    trained: Tensor | None = None,
 ) -> float:
     """Write the policy as a Hugging Face folder, load it again, and compare the logits of both on input_ids [1, T].
+
+    `trained` are the logits to compare with, where the model is a gathered copy of the one that was trained.
 
     Returns:
         The largest difference of the logits.
@@ -212,15 +229,15 @@ def save_policy(
     adapter = export_format == "adapter"
     if adapter and not isinstance(model, PeftModel):
         raise UserError("export.format is adapter, but all weights were trained: set it to merged.")
-    whole: Any = copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) and not adapter else model
+    saved: Any = copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) and not adapter else model
     # Adapters leave the embeddings as they are; peft would ask the Hub for the base's vocabulary.
-    whole.save_pretrained(folder, **({"save_embedding_layers": False} if adapter else {}))
+    saved.save_pretrained(folder, **({"save_embedding_layers": False} if adapter else {}))
     tokenizer.save_pretrained(folder)
     base: Any = copy.deepcopy(model).unload() if adapter else None  # type: ignore[operator]
     again: Any = PeftModel.from_pretrained(base, folder) if adapter else AutoModelForCausalLM.from_pretrained(folder)
     again = again.to(device=input_ids.device, dtype=next(model.parameters()).dtype).eval()
     with torch.no_grad():
-        trained = model(input_ids=input_ids).logits
+        trained = model(input_ids=input_ids).logits if trained is None else trained
         gap = float((trained - again(input_ids=input_ids).logits).abs().max())
     # Merging rounds each weight once: a few units in the last place of the largest logit, more where they are small.
     units = 256 if trained.dtype == torch.float32 else 8

@@ -21,13 +21,14 @@ class Export(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
-        if self.format == "none" or not trainer.is_global_zero:
+        if self.format == "none":
             return
         folder = Path(trainer.default_root_dir) / "export"
-        gap = module.export(folder, self.format)
-        log.info(
-            "Exported %s (%s); loaded again, its logits are within %.2g of the trained model's.",
-            folder,
-            self.format,
-            gap,
-        )
+        gap = module.export(folder, self.format)  # in all processes: they may have to run the model together
+        if gap is not None:
+            log.info(
+                "Exported %s (%s); loaded again, its logits are within %.2g of the trained model's.",
+                folder,
+                self.format,
+                gap,
+            )

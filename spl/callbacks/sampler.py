@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from spl.sampling.generate import sample
 from spl.types import Prompt, ResponseLaws, UserError
@@ -146,7 +146,7 @@ class PolicySampler(Callback):
             )
         own = slice(trainer.global_rank, None, trainer.world_size)
         # Processes that share a model's weights run it together, so all of them draw everything.
-        together = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        together = isinstance(trainer.strategy, ModelParallelStrategy)
         self._own = own if together else slice(None)
         return prompts if together else prompts[own]
 

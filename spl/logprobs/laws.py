@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spl.logprobs.forest import Backend
 from spl.logprobs.linear import head_logits, head_of
-from spl.logprobs.score import base_of, edge_states, precision_of, sum_by_response
+from spl.logprobs.score import as_forward, base_of, edge_states, precision_of, sum_by_response
 from spl.logprobs.sequence import sequence_logits
 from spl.types import PreferenceBatch, ResponseLaws
 
@@ -68,16 +68,38 @@ def score_laws(
     """
     if scorer == "plain":
         return _plain(policy, as_reference, batch, global_temperature)
+    return as_forward(policy, lambda: _forest(policy, as_reference, batch, chunk, backend, global_temperature))
+
+
+def _forest(
+    policy: nn.Module,
+    as_reference: AsReference | None,
+    batch: PreferenceBatch,
+    chunk: int,
+    backend: Backend,
+    temperature: float | None,
+) -> ResponseLaws:
     own = _Model(policy, edge_states(policy, batch, backend))
-    other = None
-    if as_reference is not None:
-        with as_reference() as reference:
+    if as_reference is None:
+        return _sums(own, None, batch, chunk, temperature)
+    with as_reference() as reference:
+
+        def beside() -> ResponseLaws:
             other = _Model(reference, edge_states(reference, batch, backend))
+            return _sums(own, other, batch, chunk, temperature)
+
+        return beside() if reference is policy else as_forward(reference, beside)
+
+
+def _sums(
+    own: _Model, other: _Model | None, batch: PreferenceBatch, chunk: int, temperature: float | None
+) -> ResponseLaws:
+    """Over each response, the terms of its positions, `chunk` of them at a time."""
     parts = []
     for k, target in enumerate(torch.split(batch.edge_target, chunk)):
         rows = slice(k * chunk, k * chunk + len(target))
         reference_logits = None if other is None else other.logits(rows)
-        parts.append(_compare(own.logits(rows), reference_logits, target, global_temperature))
+        parts.append(_compare(own.logits(rows), reference_logits, target, temperature))
     edges = _Laws(*(torch.cat(part) for part in zip(*parts, strict=True)))
     sums = [sum_by_response(part[batch.member_edge], batch) for part in edges]
     return ResponseLaws._make([*sums, sum_by_response(torch.ones_like(batch.member_response), batch)])

@@ -1,9 +1,9 @@
 """The only entrance to the log-prob engine, for policy and reference alike."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from spl.logprobs.linear import head_of, token_logps
 from spl.logprobs.sequence import sequence_logps
 from spl.types import Node, PreferenceBatch, ResponseLogps
 
+T = TypeVar("T")
+
 FOREST_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -21,6 +23,16 @@ def base_of(model: nn.Module) -> Any:
     """The transformers model inside a PEFT wrapper, its adapters in place, or the model itself."""
     unwrap: Any = getattr(model, "get_base_model", None)
     return unwrap() if unwrap else model
+
+
+def as_forward(model: nn.Module, compute: Callable[[], T]) -> T:
+    """Compute something as if it were the model's own forward pass.
+
+    A sharded model gathers what stands outside its layers (embeddings, last norm, head) for that pass alone, and takes
+    their gradients by the tensors that come out of it; `spl.modules.sharding` gives it the method.
+    """
+    run: Callable[[Callable[[], T]], T] | None = getattr(model, "run_as_forward", None)
+    return compute() if run is None else run(compute)
 
 
 def score(
@@ -45,6 +57,10 @@ def score(
     """
     if scorer == "plain":
         return sequence_logps(model, batch)
+    return as_forward(model, lambda: _forest_logps(model, batch, chunk, backend))
+
+
+def _forest_logps(model: nn.Module, batch: PreferenceBatch, chunk: int, backend: Backend) -> ResponseLogps:
     base = base_of(model)
     states = edge_states(model, batch, backend)
     with precision_of(base):
@@ -59,7 +75,7 @@ def score(
 
 
 def edge_states(model: nn.Module, batch: PreferenceBatch, backend: Backend = "auto") -> Tensor:
-    """Final hidden states of the predicting tokens [E, H], each token of the forest run once.
+    """Final hidden states of the predicting tokens [E, H], each token of the forest run once; call it in `as_forward`.
 
     Raises:
         RuntimeError: the model is not prepared for "forest": another attention would ignore the forest in silence.

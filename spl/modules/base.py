@@ -3,13 +3,14 @@
 import logging
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import SumMetric
@@ -21,9 +22,10 @@ from spl.logprobs.kernels import require
 from spl.logprobs.laws import score_laws
 from spl.logprobs.lora import FusedLinear
 from spl.logprobs.score import base_of, first_examples, gap_to_plain, prepare, score
-from spl.models import Dtype, ExportFormat, check_trust, load_policy, load_tokenizer, runs_own_code, save_policy
+from spl.models import Dtype, ExportFormat, check_trust, load_policy, load_tokenizer, runs_own_code, save_policy, whole
 from spl.modules.flops import MatrixSizes, matrix_sizes, step_flops
 from spl.modules.non_finite import NonFiniteLossError, OnNonFinite, StepGuard, all_agree, bad_rows, few, finite_weights
+from spl.modules.sharding import ShardedStrategy, is_sharded
 from spl.secrets import without_secrets
 from spl.types import PreferenceBatch, ResponseLaws, ResponseLogps, UserError
 
@@ -131,7 +133,12 @@ class PolicyModule(LightningModule):
                 f"trainer.precision {self.trainer.precision} would round the loss itself: use 32-true or bf16-mixed, "
                 "and model.dtype bfloat16 for weights of half the size."
             )
-
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy | ModelParallelStrategy) and not isinstance(strategy, ShardedStrategy):
+            raise UserError(
+                f"trainer.strategy {type(strategy).__name__} would not shard this model: "
+                "use spl.modules.sharding.ShardedStrategy, as configs/trainer/fsdp.yaml does."
+            )
         low = self.trainer.precision == "bf16-mixed" or self.hparams["dtype"] == "bfloat16"
         dtype = torch.bfloat16 if low else torch.float32
         require(self.hparams["attention"], self.trainer.strategy.root_device, dtype)
@@ -143,8 +150,12 @@ class PolicyModule(LightningModule):
 
     def load_policy(self) -> nn.Module:
         """The policy as it starts."""
+        strategy = self._trainer.strategy if self._trainer else None
+        return self._load(strategy.load_policy if isinstance(strategy, ShardedStrategy) else load_policy)
+
+    def _load(self, load: Callable[..., nn.Module]) -> nn.Module:
         hp = self.hparams
-        return load_policy(
+        return load(
             hp["model"],
             dtype=hp["dtype"],
             lora_rank=hp["lora_rank"],
@@ -226,13 +237,17 @@ class PolicyModule(LightningModule):
             log.warning("Scorer: plain, since the forest differs by %.2g nats a token on %s%s.", gap, kind, reason)
 
     def _gap(self, batch: PreferenceBatch, backend: Backend) -> tuple[float, str]:
-        """Between the scorers with a kernel, on two examples; infinite where the model refuses, and why."""
+        """Between the scorers with a kernel, on two examples a process; infinite where the model refuses, and why."""
+        reason = ""
         try:
-            return gap_to_plain(self.policy, first_examples(batch, 2), self.hparams["head_chunk"], backend), ""
+            gap = gap_to_plain(self.policy, first_examples(batch, 2), self.hparams["head_chunk"], backend)
         except UserError:
             raise  # of a kernel that was asked for and cannot run
         except Exception as error:  # an architecture may refuse in any way it likes
-            return math.inf, f" ({type(error).__name__}: {error})"
+            gap, reason = math.inf, f" ({type(error).__name__}: {error})"
+        if self._trainer:  # all take the same scorer
+            gap = float(self._trainer.strategy.reduce(torch.tensor(gap, device=self.device), reduce_op="max"))
+        return gap, reason
 
     def on_train_start(self) -> None:
         self.guard.begin()
@@ -393,11 +408,36 @@ class PolicyModule(LightningModule):
         finally:
             self.policy.train(training)
 
-    def export(self, folder: Path, export_format: ExportFormat) -> float:
-        """Write the policy as a Hugging Face folder and check it; see `spl.models.save_policy`."""
+    def export(self, folder: Path, export_format: ExportFormat) -> float | None:
+        """Write the policy as a Hugging Face folder and check it; see `spl.models.save_policy`. For all processes.
+
+        Returns:
+            The largest difference of the logits, where this process wrote the folder.
+        """
         text = self.tokenizer("The quick brown fox jumps over the lazy dog.", return_tensors="pt")
+        ids = text["input_ids"].to(self.device)
+        if is_sharded(self.policy):
+            return self._export_gathered(folder, export_format, ids)
+        if self.global_rank:
+            return None
         with self.generating():
-            return save_policy(self.policy, self.tokenizer, folder, export_format, text["input_ids"].to(self.device))
+            return save_policy(self.policy, self.tokenizer, folder, export_format, ids)
+
+    @torch.no_grad()
+    def _export_gathered(self, folder: Path, export_format: ExportFormat, ids: Tensor) -> float | None:
+        """The same of a sharded policy, gathered in the first process's memory, tensor by tensor."""
+        with self.generating(), self.trainer.precision_plugin.forward_context():
+            logits = self.policy(input_ids=ids).logits.cpu()
+        trained: dict[str, Tensor] = {}
+        for name, parameter in self.policy.named_parameters():
+            if parameter.requires_grad:
+                gathered = whole(parameter)
+                trained |= {name: gathered.cpu()} if self.global_rank == 0 else {}
+        if self.global_rank:
+            return None
+        policy = self._load(load_policy).eval()
+        policy.load_state_dict(trained, strict=False)
+        return save_policy(policy, self.tokenizer, folder, export_format, ids.cpu(), logits)
 
     def describe(self) -> dict[str, str]:
         """What is trained, for the start-up report; the model must be configured."""

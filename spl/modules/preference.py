@@ -19,6 +19,7 @@ from spl.modules.figures import MEANS, preference_figures
 from spl.modules.memory import Setup, peak_memory
 from spl.modules.reference import Reference
 from spl.modules.shape import shape_of
+from spl.modules.sharding import is_sharded
 from spl.objective.loss import LossTerms, SPLLoss
 from spl.types import PreferenceBatch, StepOutput
 
@@ -91,11 +92,11 @@ class PreferenceModule(PolicyModule):
             return None
         trainer = self._trainer
         strategy = None if trainer is None else trainer.strategy
-        sharded = isinstance(strategy, FSDPStrategy | ModelParallelStrategy)  # scoring then takes all processes
+        together = strategy is not None and is_sharded(self.policy)  # scoring then takes all processes
         return self.reference.logps(
             batch,
             lambda few, model: self.score(few, model).logps,
-            strategy.reduce_boolean_decision if strategy is not None and sharded else bool,
+            strategy.reduce_boolean_decision if strategy is not None and together else bool,
             self.untrained,
         )
 

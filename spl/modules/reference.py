@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spl.logprobs.cache import LogpCache
 from spl.logprobs.score import first_examples
 from spl.models import fingerprint, frozen_copy
+from spl.modules.sharding import is_sharded
 from spl.types import PreferenceBatch, UserError
 
 Score = Callable[[PreferenceBatch, nn.Module], Tensor]
@@ -32,11 +33,22 @@ class Reference:
         self.policy = policy
         self.adapters = isinstance(policy, PeftModel)
         self.cache = cache
-        self.model = None if self.adapters or cache is not None else frozen_copy(policy)
+        self.model = None if self.adapters or cache is not None else self._copy(policy, reload)
         self._aside: nn.Module | None = None  # a copy that only monitors ask for, on the CPU
         self._reload = reload
         self._checked = False
         self._missed = False
+
+    @staticmethod
+    def _copy(policy: nn.Module, reload: Callable[[], nn.Module]) -> nn.Module:
+        """The policy once more; a sharded one cannot be copied, so another is sharded and takes over its numbers."""
+        if not is_sharded(policy):
+            return frozen_copy(policy)
+        model = reload().requires_grad_(False).eval()
+        with torch.no_grad():
+            for own, start in zip(model.parameters(), policy.parameters(), strict=True):
+                own.copy_(start)
+        return model
 
     def logps(self, batch: PreferenceBatch, score: Score, all_agree: Callable[[bool], bool], untrained: bool) -> Tensor:
         """log pi_ref of the batch's responses [R], nats and float32.

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from spl.sampling.cache import growing_cache
 
@@ -91,7 +92,9 @@ class _Decoder:
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], repeats: int) -> None:
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.model: Any = model
-        self.device = next(model.parameters()).device
+        weight = next(model.parameters())
+        # Of a sharded model's weights that lie in the CPU's memory, the device is where they are gathered.
+        self.device = torch.device(weight.device_mesh.device_type) if isinstance(weight, DTensor) else weight.device
         # transformers 5.24 renamed the argument.
         self.cache_name = "cache" if "cache" in signature(base.forward).parameters else "past_key_values"
         self.last_only = "logits_to_keep" in signature(base.forward).parameters

@@ -1,0 +1,143 @@
+"""A policy sharded over processes by PyTorch's FSDP2: weights, gradients and AdamW's moments, each a slice a process.
+
+Every decoder layer is a group that is gathered when it runs and let go after it; embeddings, last norm and head are the
+root's group, gathered for a whole forward pass. The numbers are those of one process that takes the whole batch.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+
+from spl.loading import SlicedWeights, WholeOnlyError
+from spl.logprobs.score import base_of
+from spl.models import Dtype, load_policy
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over all processes of all nodes.
+
+    Args:
+        cpu_offload: keep weights, gradients and AdamW's moments in the CPU's memory, where the optimiser then steps;
+            each layer's weights visit the GPU when it runs.
+        reshard_after_forward: let a layer's weights go after its forward pass and gather them again for the backward
+            pass; false keeps them in between, which takes the memory of the whole model and saves a third of the
+            traffic.
+        reduce_every_micro_batch: add the processes' gradients up at every micro-batch of an optimiser step. Once a step
+            is less traffic, but until then each process holds the gradient of all that trains, not its slice of it.
+    """
+
+    def __init__(
+        self, cpu_offload: bool = False, reshard_after_forward: bool = True, reduce_every_micro_batch: bool = False
+    ) -> None:
+        super().__init__()
+        self.cpu_offload = cpu_offload
+        self.reshard_after_forward = reshard_after_forward
+        self.reduce_every_micro_batch = reduce_every_micro_batch
+
+    def setup_environment(self) -> None:
+        # Lightning's own default shards within a node only, and not at all on one.
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        if self.cpu_offload and self.root_device.type == "cuda":
+            self._process_group_backend = "cpu:gloo,cuda:nccl"  # norms of gradients are summed where these lie
+        super().setup_environment()
+
+    def load_policy(self, name: str, *, dtype: Dtype, revision: str | None, **options: Any) -> nn.Module:
+        """`spl.models.load_policy`, sharded, each process reading its own slice of the weights where that can be."""
+        random = torch.get_rng_state()
+        weights = None
+        try:
+            if options["trust_remote_code"]:
+                raise WholeOnlyError("it runs code of its own")
+            weights = SlicedWeights(name, getattr(torch, dtype), revision)
+            policy = load_policy(name, model=weights.model, **options)
+            if not weights.covers(policy):
+                raise WholeOnlyError("its adapters are not all on plain linear layers")
+        except WholeOnlyError as reason:
+            log.info("Every process loads the whole of %s before it is sharded: %s.", name, reason)
+            torch.set_rng_state(random)  # adapters start from the same numbers in any case
+            policy, weights = load_policy(name, dtype=dtype, revision=revision, **options), None
+        self._shard(policy)
+        if weights is not None:
+            weights.read(torch.device("cpu") if self.cpu_offload else self.root_device)
+        return policy
+
+    def _shard(self, policy: nn.Module) -> None:
+        base = base_of(policy)
+        kinds = set(base._no_split_modules or ())
+        options: dict[str, Any] = {
+            "mesh": self.device_mesh["data_parallel"],
+            "reshard_after_forward": self.reshard_after_forward,
+            "offload_policy": CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy(),
+        }
+        mixed = self.precision_plugin.precision == "bf16-mixed"
+        low = mixed or any(p.dtype == torch.bfloat16 for p in policy.parameters())
+        reduced = torch.float32 if low else None
+        layers = MixedPrecisionPolicy(torch.bfloat16 if mixed else None, reduced, cast_forward_inputs=False)
+        for layer in [module for module in base.modules() if type(module).__name__ in kinds]:
+            fully_shard(layer, mp_policy=layers, **options)
+        # The head's sums and the embeddings that layers add to stay in the weights' own precision.
+        fully_shard(policy, mp_policy=MixedPrecisionPolicy(None, reduced, cast_forward_inputs=False), **options)
+        _let_run_as_forward(policy)
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Within an optimiser step's micro-batches but the last."""
+        policy: Any = self.lightning_module.policy  # type: ignore[union-attr]
+        policy.set_requires_gradient_sync(self.reduce_every_micro_batch)
+        try:
+            yield
+        finally:
+            policy.set_requires_gradient_sync(True)
+
+    def model_to_device(self) -> None:
+        """Moves what is not sharded; an offloaded policy stays where it is."""
+        module: Any = self.lightning_module
+        policy = module._modules.pop("policy") if self.cpu_offload else None
+        super().model_to_device()
+        if policy is not None:
+            module._modules["policy"] = policy
+
+
+def _let_run_as_forward(policy: Any) -> None:
+    """Give a sharded policy the method that `spl.logprobs.score.as_forward` looks for."""
+
+    def run(compute: Callable[[], T]) -> T:
+        return compute()
+
+    policy.run_as_forward = run
+    register_fsdp_forward_method(policy, "run_as_forward")
+    run_in_hooks = policy.run_as_forward
+
+    def run_or_reset(compute: Callable[[], T]) -> T:
+        try:
+            result: T = run_in_hooks(compute)
+        except Exception:
+            if hasattr(policy, "reset_iter_state"):  # torch 2.13: an architecture may refuse, and is then run otherwise
+                policy.reset_iter_state()
+            raise
+        return result
+
+    policy.run_as_forward = run_or_reset
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether all processes must run a model together."""
+    return isinstance(model, FSDPModule)
