@@ -8,10 +8,10 @@ tensor is the SHA-256 of all bytes before it, header included.
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
@@ -38,6 +38,38 @@ _PICKLE = (
 )
 
 
+class Sharded:
+    """A tensor that lies in slices with several processes, and is gathered when it is its turn to be written.
+
+    Args:
+        like: gives shape and dtype; may hold no numbers.
+        gather: the whole tensor.
+    """
+
+    def __init__(self, like: Tensor, gather: Callable[[], Tensor]) -> None:
+        self.shape, self.dtype, self.itemsize = like.shape, like.dtype, like.itemsize
+        self.nbytes = like.numel() * like.itemsize
+        self.gather = gather
+
+
+class Stored(NamedTuple):
+    """A tensor in a checkpoint that is not read yet."""
+
+    path: Path
+    name: str
+
+    @property
+    def shape(self) -> torch.Size:
+        with safe_open(self.path, "pt") as file:
+            return torch.Size(file.get_slice(self.name).get_shape())
+
+    def read(self, rows: slice | None = None) -> Tensor:
+        """All of it, or some of its rows; its own memory, or an optimiser would work on pages of the file."""
+        with safe_open(self.path, "pt") as file:
+            tensor: Tensor = file.get_tensor(self.name) if rows is None else file.get_slice(self.name)[rows]
+            return tensor.clone()
+
+
 class CheckpointError(UserError):
     """A file cannot be taken for a checkpoint; the text says why, and names a good one beside it if there is one."""
 
@@ -52,7 +84,7 @@ def write(tree: Any, path: Path) -> None:
         UserError: something of another kind is in the tree; names its place.
         OSError: it cannot be written; a file that was there before is untouched.
     """
-    tensors: list[Tensor] = []
+    tensors: list[Tensor | Sharded] = []
     structure = json.dumps(_encode(tree, "", tensors, {}))
     # Wide numbers first, so that each lies at a multiple of its size.
     order = sorted(range(len(tensors)), key=lambda k: -tensors[k].itemsize)
@@ -76,6 +108,15 @@ def read(path: Path) -> Any:
         return _read(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_offer(path)}") from None
+
+
+def open_tree(path: Path) -> Any:
+    """The tree with a Stored for each tensor, which stays in the file; call `verify` first.
+
+    Raises:
+        CheckpointError: the file is not whole, foreign, of a newer version or cannot be read.
+    """
+    return _decode_all(path, lambda number: Stored(path, str(number)))
 
 
 def verify(path: Path) -> None:
@@ -104,7 +145,7 @@ def peek(path: Path) -> Any:
     Raises:
         CheckpointError: the file is not whole, foreign, of a newer version or cannot be read.
     """
-    return _decode_all(path, None)
+    return _decode_all(path, lambda number: None)
 
 
 def find(folder: Path) -> list[tuple[int, Path]]:
@@ -131,7 +172,7 @@ class CheckpointFile(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def _header(structure: str, tensors: Mapping[str, Tensor]) -> bytes:
+def _header(structure: str, tensors: Mapping[str, Tensor | Sharded]) -> bytes:
     """What stands before the tensors in a safetensors file: the length of a JSON object, and the object."""
     metadata = {"format": FORMAT, "version": str(VERSION), "structure": structure}
     end, header = 0, dict[str, Any](__metadata__=metadata)
@@ -144,7 +185,7 @@ def _header(structure: str, tensors: Mapping[str, Tensor]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _encode(value: Any, where: str, tensors: list[Tensor], seen: dict[Any, int]) -> Any:
+def _encode(value: Any, where: str, tensors: list[Tensor | Sharded], seen: dict[Any, int]) -> Any:
     """JSON of a tree; appends its tensors, each ready to be written."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -156,6 +197,9 @@ def _encode(value: Any, where: str, tensors: list[Tensor], seen: dict[Any, int])
         return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, Sharded):
+        tensors.append(value)
+        return {"tensor": len(tensors) - 1}
     if _is_plain(value):
         # A tied weight has two names. Its storage's address tells it from what only looks alike.
         key = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
@@ -175,30 +219,32 @@ def _is_plain(value: Any) -> bool:
     return plain and not value.is_meta and value.dtype in _KINDS
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def _bytes(tensor: Tensor | Sharded) -> memoryview:
     """A tensor's content, of which no copy is made if it lies on the CPU in one piece."""
+    tensor = tensor.gather() if isinstance(tensor, Sharded) else tensor
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _decode_all(path: Path, tensors: Mapping[int, Tensor] | None) -> Any:
+def _decode_all(path: Path, tensor: Callable[[int], Any]) -> Any:
+    """The tree, with what `tensor` gives for the number of each."""
     try:
-        return _decode(json.loads(_structure(path)), tensors)
+        return _decode(json.loads(_structure(path)), tensor)
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: its header tells of no tree ({error}).") from None
 
 
-def _decode(value: Any, tensors: Mapping[int, Tensor] | None) -> Any:
+def _decode(value: Any, tensor: Callable[[int], Any]) -> Any:
     if isinstance(value, list):
-        return [_decode(v, tensors) for v in value]
+        return [_decode(v, tensor) for v in value]
     if not isinstance(value, dict):
         return value
     [(kind, content)] = value.items()
     if kind == "dict":
-        return {_decode(k, tensors): _decode(v, tensors) for k, v in content}
+        return {_decode(k, tensor): _decode(v, tensor) for k, v in content}
     if kind == "tuple":
-        return tuple(_decode(v, tensors) for v in content)
+        return tuple(_decode(v, tensor) for v in content)
     if kind == "tensor":
-        return None if tensors is None else tensors[content]
+        return tensor(content)
     if kind == "dtype" and isinstance(dtype := getattr(torch, content), torch.dtype):
         return dtype
     raise ValueError(f"unknown kind {kind!r}")
@@ -212,7 +258,7 @@ def _read(path: Path) -> Any:
             tensors = {int(name): file.get_tensor(name).clone() for name in file.keys() if name != _DIGEST}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from None
-    return _decode_all(path, tensors)
+    return _decode_all(path, tensors.__getitem__)
 
 
 def _structure(path: Path) -> str:

@@ -70,10 +70,10 @@ class SlicedWeights:
 
     def read(self, device: torch.device) -> None:
         """Fill the sharded model, each process reading its own rows."""
-        with ExitStack() as opened:
-            files = {path: opened.enter_context(safe_open(path, "pt")) for path in set(self.files.values())}
-            for slot in self.slots:
-                rows = files[self.files[slot.name]].get_slice(slot.name)
+        for slot in self.slots:
+            # Opened anew for each, since pages of a mapped file that were read count as memory until it is closed.
+            with safe_open(self.files[slot.name], "pt") as file:
+                rows = file.get_slice(slot.name)
                 if isinstance(slot.tensor, nn.Parameter):
                     parameter = _read_parameter(slot.tensor, rows, device)
                     for module, leaf in slot.places:
@@ -92,17 +92,17 @@ def _read_parameter(empty: Tensor, rows: Any, device: torch.device) -> nn.Parame
     if not isinstance(empty, DTensor):  # not sharded: no group took it
         whole = rows[...].to(device=device, dtype=empty.dtype, copy=True)
         return nn.Parameter(whole, requires_grad=empty.requires_grad)
-    mesh = empty.device_mesh
-    local = rows[own_rows(empty.shape[0], mesh.get_local_rank(), mesh.size())]
-    sharded = DTensor.from_local(
-        local.to(device=device, dtype=empty.dtype, copy=True),  # not a view of the mapped file
-        mesh,
-        empty.placements,
-        run_check=False,
-        shape=empty.shape,
-        stride=empty.stride(),
-    )
+    local = rows[own_rows(empty.shape[0], empty.device_mesh.get_local_rank(), empty.device_mesh.size())]
+    # A copy, not a view of the mapped file.
+    sharded = sharded_like(empty, local.to(device=device, dtype=empty.dtype, copy=True))
     return nn.Parameter(sharded, requires_grad=empty.requires_grad)
+
+
+def sharded_like(like: DTensor, rows: Tensor) -> DTensor:
+    """A sharded tensor as `like` is one, of the rows that this process holds."""
+    return DTensor.from_local(
+        rows, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 def _tensor_files(name: str, revision: str | None) -> dict[str, Path]:

@@ -24,7 +24,16 @@ from spl.logprobs.lora import FusedLinear
 from spl.logprobs.score import base_of, first_examples, gap_to_plain, prepare, score
 from spl.models import Dtype, ExportFormat, check_trust, load_policy, load_tokenizer, runs_own_code, save_policy, whole
 from spl.modules.flops import MatrixSizes, matrix_sizes, step_flops
-from spl.modules.non_finite import NonFiniteLossError, OnNonFinite, StepGuard, all_agree, bad_rows, few, finite_weights
+from spl.modules.non_finite import (
+    NonFiniteLossError,
+    OnNonFinite,
+    StepGuard,
+    all_agree,
+    all_finite,
+    bad_rows,
+    few,
+    finite_weights,
+)
 from spl.modules.sharding import ShardedStrategy, is_sharded
 from spl.secrets import without_secrets
 from spl.types import PreferenceBatch, ResponseLaws, ResponseLogps, UserError
@@ -349,7 +358,7 @@ class PolicyModule(LightningModule):
         trained = {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         # Raised before a file is touched, so that the last good checkpoint stays.
-        if not all(weight.isfinite().all() for weight in checkpoint["state_dict"].values()):
+        if not all_agree(all_finite(checkpoint["state_dict"].values())):
             raise NonFiniteLossError(
                 f"the weights are not finite after step {self.global_step}, and were not saved; checkpoints saved "
                 "before are kept. Lower model.lr, or set trainer.gradient_clip_val."

@@ -119,8 +119,12 @@ def all_agree(holds: bool) -> bool:
 
 def finite_weights(module: nn.Module) -> bool:
     """Of what this process holds."""
-    weights: Iterable[Tensor] = module.parameters()
-    return all(bool((w.to_local() if isinstance(w, DTensor) else w).isfinite().all()) for w in weights)
+    return all_finite(module.parameters())
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Of what this process holds."""
+    return all(bool((t.to_local() if isinstance(t, DTensor) else t).isfinite().all()) for t in tensors)
 
 
 def _what(noted: list[tuple[PreferenceBatch, Tensor]], step: int) -> str:

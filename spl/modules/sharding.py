@@ -5,13 +5,14 @@ root's group, gathered for a whole forward pass. The numbers are those of one pr
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -20,10 +21,12 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.tensor import DTensor
 
-from spl.loading import SlicedWeights, WholeOnlyError
+from spl.checkpoints import CheckpointError, CheckpointFile, Sharded, Stored, open_tree, verify
+from spl.loading import SlicedWeights, WholeOnlyError, own_rows, sharded_like
 from spl.logprobs.score import base_of
-from spl.models import Dtype, load_policy
+from spl.models import Dtype, load_policy, whole
 
 T = TypeVar("T")
 
@@ -57,6 +60,7 @@ class ShardedStrategy(ModelParallelStrategy):
         self._tensor_parallel_size = 1
         if self.cpu_offload and self.root_device.type == "cuda":
             self._process_group_backend = "cpu:gloo,cuda:nccl"  # norms of gradients are summed where these lie
+        self._checkpoint_io = self._checkpoint_io or CheckpointFile()
         super().setup_environment()
 
     def load_policy(self, name: str, *, dtype: Dtype, revision: str | None, **options: Any) -> nn.Module:
@@ -107,6 +111,89 @@ class ShardedStrategy(ModelParallelStrategy):
         finally:
             policy.set_requires_gradient_sync(True)
 
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """In slices; see `save_checkpoint`."""
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """In slices, under the numbers that one process gives its parameters; see `save_checkpoint`."""
+        state: dict[str, Any] = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        return state
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """The checkpoint of one process: the first process writes it, gathering tensor after tensor.
+
+        So any number of processes goes on from it, and no process ever holds the whole.
+
+        Raises:
+            OSError: the first process could not write it; in all of them.
+        """
+        shards: list[DTensor] = []
+        tree = _replaced(checkpoint, DTensor, lambda tensor: self._listed(tensor, shards))
+        error: Exception | None = None
+        if self.is_global_zero:
+            try:
+                self.checkpoint_io.save_checkpoint(tree, filepath)
+            except Exception as failure:
+                error = failure
+            finally:
+                self.broadcast(-1)
+        else:
+            while (number := self.broadcast(-1)) >= 0:
+                whole(shards[number])
+        if error := self.broadcast(error):
+            raise error
+
+    def _listed(self, tensor: DTensor, shards: list[DTensor]) -> Sharded:
+        """A shard that the first process can ask the others for by its number."""
+        number = len(shards)
+        shards.append(tensor)
+
+        def gather() -> Tensor:
+            self.broadcast(number)
+            return whole(tensor)
+
+        return Sharded(tensor, gather)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """What is no weight and no moment of one; these are read slice by slice where they are asked for.
+
+        Raises:
+            CheckpointError: the file is damaged or foreign; in all processes.
+        """
+        path, error = Path(checkpoint_path), None
+        if self.is_global_zero:
+            try:
+                verify(path)
+            except CheckpointError as failure:
+                error = failure
+        if error := self.broadcast(error):
+            raise error
+        lazy = ("state_dict", "optimizer_states")
+        tree: dict[str, Any] = open_tree(path)
+        return {k: v if k in lazy else _replaced(v, Stored, Stored.read) for k, v in tree.items()}
+
+    @torch.no_grad()
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        own = self.lightning_module.state_dict()
+        for name, stored in checkpoint["state_dict"].items():
+            own[name].copy_(_taken(stored, own[name]))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            moments = {
+                number: {name: _taken(value, parameters[number]) for name, value in values.items()}
+                for number, values in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": moments})
+
     def model_to_device(self) -> None:
         """Moves what is not sharded; an offloaded policy stays where it is."""
         module: Any = self.lightning_module
@@ -114,6 +201,27 @@ class ShardedStrategy(ModelParallelStrategy):
         super().model_to_device()
         if policy is not None:
             module._modules["policy"] = policy
+
+
+def _replaced(tree: Any, kind: type, by: Callable[[Any], Any]) -> Any:
+    """The tree with its leaves of a kind replaced."""
+    if isinstance(tree, kind):
+        return by(tree)
+    if isinstance(tree, dict):
+        return {key: _replaced(value, kind, by) for key, value in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(_replaced(value, kind, by) for value in tree)
+    return tree
+
+
+def _taken(stored: Any, like: Tensor) -> Any:
+    """A number or tensor of a checkpoint; in slices where it is as large as the weight it belongs to, which is."""
+    if not isinstance(stored, Stored):
+        return stored
+    if not isinstance(like, DTensor) or stored.shape != like.shape:
+        return stored.read()
+    rows = own_rows(like.shape[0], like.device_mesh.get_local_rank(), like.device_mesh.size())
+    return sharded_like(like, stored.read(rows).to(like.to_local().device))
 
 
 def _let_run_as_forward(policy: Any) -> None:

@@ -16,11 +16,13 @@ class Witness(Callback):
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self.seen: dict[str, list[Any]] = {"steps": [], "losses": [], "examples": [], "reductions": []}
-        self._plain = dist.reduce_scatter_tensor
+        # torch 2.13 has a new name for it.
+        self._name = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+        self._plain = getattr(dist, self._name)
         self._count = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        dist.reduce_scatter_tensor = self._reduce_scatter
+        setattr(dist, self._name, self._reduce_scatter)
 
     def _reduce_scatter(self, *args: Any, **kwargs: Any) -> Any:
         self._count += 1
@@ -38,5 +40,5 @@ class Witness(Callback):
         self.seen["reductions"].append(self._count)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        dist.reduce_scatter_tensor = self._plain
+        setattr(dist, self._name, self._plain)
         self.path.with_suffix(f".{trainer.global_rank}.json").write_text(json.dumps(self.seen))
