@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
@@ -206,7 +206,7 @@ class PreferenceModule(PolicyModule):
     def _memory_setup(self, batch: PreferenceBatch) -> Setup:
         trainer = self._trainer
         strategy = None if trainer is None else trainer.strategy
-        sharded, copied = isinstance(strategy, ModelParallelStrategy), isinstance(strategy, DDPStrategy)
+        sharded, copied = is_sharded(self.policy), isinstance(strategy, DDPStrategy)
         return Setup(
             layout="fsdp" if sharded else "ddp" if copied else "single",
             devices=1 if trainer is None else trainer.world_size,

@@ -13,14 +13,12 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from spl.data.base import PreferenceDataModule
-from spl.logprobs.score import base_of
 from spl.modules.batch_file import write_batches
 from spl.modules.preference import PreferenceModule
+from spl.modules.sharding import ShardedStrategy
 from spl.types import PreferenceBatch, ResponseLogps
 
 STEPS = 4
@@ -35,15 +33,6 @@ class Infinite(PreferenceModule):
         bad = torch.tensor(["row 5" in row for row in batch.rows])[batch.response_example]
         bad &= torch.arange(len(bad)) == bad.int().argmax()  # of its two responses the chosen one
         return found._replace(logps=found.logps + torch.where(bad, -torch.inf, 0.0))
-
-
-class Sharded(Infinite):
-    def configure_model(self) -> None:
-        if hasattr(self, "policy"):
-            return
-        super().configure_model()
-        for layer in base_of(self.policy).model.layers:
-            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
 
 
 class Batches(Callback):
@@ -89,14 +78,12 @@ RUNS: dict[str, tuple[type[PreferenceModule], dict[str, Any], dict[str, Any]]] =
     "stop": (PreferenceModule, {"on_non_finite": "stop"}, {"strategy": "ddp"}),
     "skip": (PreferenceModule, {"on_non_finite": "skip"}, {"strategy": "ddp", "accumulate_grad_batches": 2}),
     "infinite": (Infinite, {"on_non_finite": "skip"}, {"strategy": "ddp"}),
-    "sharded": (Sharded, {"on_non_finite": "skip"}, {}),
+    "sharded": (Infinite, {"on_non_finite": "skip"}, {"strategy": ShardedStrategy()}),
 }
 
 
 def run(folder: Path, name: str) -> None:
     kind, options, trainer_options = RUNS[name]
-    if kind is Sharded:
-        trainer_options = {"strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}
     module, batches = make_module(kind, **options), Batches()
     rank = os.environ["LOCAL_RANK"]
     pairs = write_pairs(folder / f"pairs-{rank}.jsonl", 1e38 if kind is PreferenceModule else None)
