@@ -2,15 +2,14 @@
 
 import logging
 import os
-import re
-import sys
 import warnings
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -31,15 +30,11 @@ from spl.callbacks.throughput import ThroughputMonitor
 from spl.checkpoints import CheckpointFile, peek
 from spl.data.base import PreferenceDataModule
 from spl.modules.preference import PreferenceModule
-from spl.secrets import SecretFilter, redact, without_secrets
+from spl.secrets import SecretFilter, without_secrets
+from spl.settings import Parser, check_groups, in_one_sentence
 from spl.types import UserError
 
 log = logging.getLogger("spl")
-
-# Where a setting may be of several plain types.
-_UNION = re.compile(
-    r'Parser key "(?P<key>[^"]+)":.* Subtypes: \[(?P<kinds>(<class \'\w+\'>(, )?)+)\].* Given value: (?P<value>.*)'
-)
 
 
 def quiet() -> None:
@@ -56,21 +51,6 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # tips, and hardware it did not find
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-class Parser(LightningArgumentParser):
-    """Says what is wrong in one sentence, without a page of usage before it."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sentence = " ".join(message.split())
-        if found := _UNION.search(sentence):
-            kinds = " or ".join(re.findall(r"'([^']+)'", found["kinds"])).replace("NoneType", "null")
-            sentence = f"{found['key']} must be {kinds}, but is {found['value']}"
-        sys.stderr.write(f"error: {redact(sentence)} (spl {self._command()} --help lists every setting)\n")
-        raise SystemExit(2)
-
-    def _command(self) -> str:
-        return next((word for word in sys.argv[1:2] if not word.startswith("-")), "fit")
 
 
 class SPLCommand(LightningCLI):
@@ -107,7 +87,8 @@ class SPLCommand(LightningCLI):
         return {name: skip | hidden for name, skip in LightningCLI.subcommands().items()}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        assert isinstance(parser, Parser)
+        self.config = parser.parse_settings(args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str | None, default=None, help="Folder of the run (runs/CONFIG-TIME).")
@@ -132,6 +113,7 @@ class SPLCommand(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.settings
+        check_groups(settings, ("model", "data", "trainer", "checkpoint", "export", "reference", "samples"))
         self.output = Path(settings.output or _default_output(settings.config))
         for name, value in (
             ("checkpoint.dirpath", settings.checkpoint.dirpath),
@@ -175,6 +157,15 @@ class SPLCommand(LightningCLI):
                 if f"{group}.{name}" in ("model.model", "model.lora_rank", "model.lora_alpha", "model.dtype"):
                     raise UserError(f"{said}: give the same.")
                 log.warning("%s; the given one counts.", said)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (UserError, MisconfigurationException):
+            raise
+        except Exception as error:  # Lightning, and the classes that a config names, refuse settings in their own ways
+            said = in_one_sentence(f"{type(error).__name__}: {error}")
+            raise UserError(f"a setting cannot be used: {said}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         _log_to(self.output / "log.txt")

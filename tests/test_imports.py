@@ -11,6 +11,7 @@ MAY_IMPORT = {
     "types": set(),
     "results": set(),
     "secrets": set(),
+    "settings": TYPES | {"secrets"},
     "objective": TYPES,
     "logprobs": TYPES,
     "metrics": TYPES,

@@ -16,7 +16,6 @@ import torch
 
 from spl.callbacks.encoder import SentenceEncoder
 from spl.cli import main
-from spl.data.files import read_rows
 from spl.data.hub import load_hub
 from spl.data.source import Source
 from spl.logprobs.cache import LogpCache
@@ -123,7 +122,7 @@ def test_a_reference_cache(tmp_path: Path, evil: Evil) -> None:
 def test_a_data_file(tmp_path: Path, evil: Evil, name: str) -> None:
     plain(tmp_path / name, evil)
     with pytest.raises(UserError) as raised:
-        for where, row in read_rows([tmp_path / name]):
+        for where, row in Source(str(tmp_path / name)).rows():
             raise UserError(f"{where}: {row}")  # bytes may be a csv's text
     assert str(tmp_path / name) in str(raised.value)
     assert not evil.mark.exists()
@@ -134,7 +133,7 @@ def test_a_parquet_file_whose_columns_have_a_pickled_type(tmp_path: Path, evil: 
     fields = [pyarrow.field(name, pyarrow.string(), metadata=marks) for name in ("prompt", "chosen", "rejected")]
     table = pyarrow.table([["p"], ["a"], ["b"]], schema=pyarrow.schema(fields))
     parquet.write_table(table, tmp_path / "a.parquet")
-    rows = [row for _, row in read_rows([tmp_path / "a.parquet"])]
+    rows = [row for _, row in Source(str(tmp_path / "a.parquet")).rows()]
     assert rows == [{"prompt": "p", "chosen": "a", "rejected": "b"}]
     assert not evil.mark.exists()
 

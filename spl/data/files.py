@@ -75,7 +75,7 @@ def _object(file: Path, number: int, line: str) -> Row:
     where = f"{file}, row {number}"
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: expected one JSON object a line, but {error}.") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected a JSON object, but got {line.strip()[:60]}.")
@@ -85,7 +85,7 @@ def _object(file: Path, number: int, line: str) -> Row:
 def _json_list(file: Path, text: str) -> Iterator[Row]:
     try:
         rows = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: expected JSON lines or one list of objects, but {error}.") from None
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
@@ -113,7 +113,7 @@ def _csv_value(column: str, text: str) -> Any:
         return text
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

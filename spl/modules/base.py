@@ -97,10 +97,10 @@ class PolicyModule(LightningModule):
         super().__init__()
         _check("lora_rank", lora_rank, lora_rank >= 0, "0 or more")
         _check("head_chunk", head_chunk, head_chunk >= 1, "1 or more")
-        _check("lr", lr, lr > 0, "above 0")
+        _check("lr", lr, 0 < lr < math.inf, "a number above 0")
         _check("betas", betas, all(0 <= b < 1 for b in betas), "two numbers in [0, 1)")
-        _check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
-        _check("warmup", warmup, warmup >= 0, "0 or more")
+        _check("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "a number, 0 or more")
+        _check("warmup", warmup, 0 <= warmup < math.inf, "a number, 0 or more")
         check_trust(trust_remote_code, model)
         self.save_hyperparameters()
         if scorer == "plain" and attention != "auto":
