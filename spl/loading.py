@@ -1,11 +1,12 @@
 """A model's weights read straight into shards: no process ever holds the whole model.
 
 The model is made without memory for its parameters, gets its adapters, and is sharded; then each process reads its own
-rows of every tensor from the safetensors files. `spl/models.py` loads whole models, which is what this must equal.
+rows of every tensor from the safetensors files, one after the other. `spl/models.py` loads whole models, which is what
+this must equal.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,10 @@ class _Slot(NamedTuple):
         tensor: Tensor = getattr(module, leaf)
         return tensor
 
+    def fill(self, parameter: nn.Parameter) -> None:
+        for module, leaf in self.places:
+            setattr(module, leaf, parameter)
+
 
 class SlicedWeights:
     """An empty model, and the files that its weights lie in.
@@ -63,10 +68,18 @@ class SlicedWeights:
                 if shape != tuple(slot.tensor.shape):
                     raise WholeOnlyError(f"{slot.name} has the shape {list(shape)} in its files")
 
-    def covers(self, policy: nn.Module) -> bool:
-        """Whether every parameter without memory will be read."""
-        known = {id(slot.tensor) for slot in self.slots}
-        return all(id(p) in known for p in policy.parameters() if p.is_meta)
+        # Numbers that all are one in memory: adapters go to the device of the weights they stand beside, and would be
+        # lost on the meta device.
+        self._replace(lambda empty: torch.zeros((), dtype=empty.dtype).expand(empty.shape))
+
+    def release(self) -> None:
+        """Let the model be sharded, its adapters made: its parameters are on the meta device from now on."""
+        self._replace(lambda held: torch.empty_like(held, device="meta", memory_format=torch.contiguous_format))
+
+    def _replace(self, by: Callable[[Tensor], Tensor]) -> None:
+        for slot in self.slots:
+            if isinstance(slot.tensor, nn.Parameter):
+                slot.fill(nn.Parameter(by(slot.tensor.data), requires_grad=slot.tensor.requires_grad))
 
     def read(self, device: torch.device) -> None:
         """Fill the sharded model, each process reading its own rows."""
@@ -75,9 +88,7 @@ class SlicedWeights:
             with safe_open(self.files[slot.name], "pt") as file:
                 rows = file.get_slice(slot.name)
                 if isinstance(slot.tensor, nn.Parameter):
-                    parameter = _read_parameter(slot.tensor, rows, device)
-                    for module, leaf in slot.places:
-                        setattr(module, leaf, parameter)
+                    slot.fill(_read_parameter(slot.tensor, rows, device))
                 else:
                     slot.tensor.copy_(rows[...])
 

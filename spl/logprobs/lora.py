@@ -59,12 +59,6 @@ class FusedLinear(Linear):
             product: Tensor = _LoraProduct.apply(flat, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call]
         return product.reshape(*x.shape[:-1], -1)
 
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Not to the meta device of weights that are not read yet: an adapter's first numbers are drawn, not read."""
-        if device is None and self.get_base_layer().weight.is_meta:
-            device = torch.device("cpu")
-        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
-
     def _plain_adapter(self) -> str | None:
         """The one active adapter, where it is LoRA without dropout on a plain layer and not merged; else None."""
         names = self.active_adapters

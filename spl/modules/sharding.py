@@ -25,8 +25,8 @@ from torch.distributed.tensor import DTensor
 
 from spl.checkpoints import CheckpointError, CheckpointFile, Sharded, Stored, open_tree, verify
 from spl.loading import SlicedWeights, WholeOnlyError, own_rows, sharded_like
-from spl.logprobs.score import base_of
 from spl.models import Dtype, load_policy, whole
+from spl.modules.layers import decoder_layers
 
 T = TypeVar("T")
 
@@ -65,27 +65,27 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def load_policy(self, name: str, *, dtype: Dtype, revision: str | None, **options: Any) -> nn.Module:
         """`spl.models.load_policy`, sharded, each process reading its own slice of the weights where that can be."""
-        random = torch.get_rng_state()
-        weights = None
-        try:
-            if options["trust_remote_code"]:
-                raise WholeOnlyError("it runs code of its own")
-            weights = SlicedWeights(name, getattr(torch, dtype), revision)
-            policy = load_policy(name, model=weights.model, **options)
-            if not weights.covers(policy):
-                raise WholeOnlyError("its adapters are not all on plain linear layers")
-        except WholeOnlyError as reason:
-            log.info("Every process loads the whole of %s before it is sharded: %s.", name, reason)
-            torch.set_rng_state(random)  # adapters start from the same numbers in any case
-            policy, weights = load_policy(name, dtype=dtype, revision=revision, **options), None
+        weights = self._sliced(name, dtype, revision, options["trust_remote_code"])
+        model = None if weights is None else weights.model
+        policy = load_policy(name, model=model, dtype=dtype, revision=revision, **options)
+        if weights is not None:
+            weights.release()
         self._shard(policy)
         if weights is not None:
             weights.read(torch.device("cpu") if self.cpu_offload else self.root_device)
         return policy
 
+    def _sliced(self, name: str, dtype: Dtype, revision: str | None, trusted: str | None) -> SlicedWeights | None:
+        """The model's weights in their files; None where they cannot be read piece by piece."""
+        try:
+            if trusted:
+                raise WholeOnlyError("it runs code of its own")
+            return SlicedWeights(name, getattr(torch, dtype), revision)
+        except WholeOnlyError as reason:
+            log.info("Every process loads the whole of %s before it is sharded: %s.", name, reason)
+            return None
+
     def _shard(self, policy: nn.Module) -> None:
-        base = base_of(policy)
-        kinds = set(base._no_split_modules or ())
         options: dict[str, Any] = {
             "mesh": self.device_mesh["data_parallel"],
             "reshard_after_forward": self.reshard_after_forward,
@@ -95,7 +95,7 @@ class ShardedStrategy(ModelParallelStrategy):
         low = mixed or any(p.dtype == torch.bfloat16 for p in policy.parameters())
         reduced = torch.float32 if low else None
         layers = MixedPrecisionPolicy(torch.bfloat16 if mixed else None, reduced, cast_forward_inputs=False)
-        for layer in [module for module in base.modules() if type(module).__name__ in kinds]:
+        for layer in decoder_layers(policy):
             fully_shard(layer, mp_policy=layers, **options)
         # The head's sums and the embeddings that layers add to stay in the weights' own precision.
         fully_shard(policy, mp_policy=MixedPrecisionPolicy(None, reduced, cast_forward_inputs=False), **options)

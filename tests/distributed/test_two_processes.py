@@ -161,8 +161,9 @@ def test_one_reference_cache_serves_one_process_and_many(runs: Path) -> None:
     assert len(list((runs / "cache").iterdir())) == 2
 
 
-def test_weights_are_read_in_slices(runs: Path) -> None:
-    assert "loads the whole" not in (runs / "fsdp-full-even" / "log.txt").read_text()
+@pytest.mark.parametrize("name", BOTH)
+def test_weights_are_read_in_slices(runs: Path, name: str) -> None:
+    assert "loads the whole" not in (runs / f"fsdp-{name}" / "log.txt").read_text()
 
 
 def test_a_resumed_run_ends_bit_for_bit_as_the_straight_one(runs: Path) -> None:
