@@ -65,6 +65,7 @@ class Planner:
             trusted=self.module["trust_remote_code"],
         )
         self.sharding = _sharding(trainer["strategy"])
+        self._models: dict[tuple[int, Dtype], Model] = {}
 
     def setup(self, rank: int, mixed: bool) -> Setup:
         """Of one GPU, with adapters of a rank or (0) all weights trained."""
@@ -82,8 +83,11 @@ class Planner:
         gpu, network = GPUS[self.options.gpu], self.options.network
         return Cluster(gpu if network is None else gpu._replace(network=1e9 * network), devices, self.options.per_node)
 
-    def model(self, rank: int, dtype: Dtype, config: Any = None) -> Model:
-        return model_of(config or self.config, self.module, rank, dtype)
+    def model(self, rank: int, dtype: Dtype) -> Model:
+        """The run's own, with adapters of a rank or (0) all weights trained."""
+        if (rank, dtype) not in self._models:
+            self._models[rank, dtype] = model_of(self.config, self.module, rank, dtype)
+        return self._models[rank, dtype]
 
     def plan(self) -> Numbers:
         """All of it, in bytes, seconds and operations."""
@@ -179,7 +183,7 @@ class Planner:
         rank, dtype = self.module["lora_rank"], self.module["dtype"]
         rows = []
         for name in GROWTH:
-            model = self.model(rank, dtype, ARCHITECTURES[name].config())
+            model = model_of(ARCHITECTURES[name].config(), self.module, rank, dtype)
             cells = [self._cell(model, devices) for devices in COUNTS]
             rows.append({"model": name, "parameters": ARCHITECTURES[name].parameters, "cells": cells})
         return rows

@@ -54,9 +54,9 @@ def _parts(plan: Numbers) -> Iterator[Any]:
     yield _time(plan)
     yield _growth(plan)
     yield (
-        f"Assumed: operations at {assumed['mfu']:.0%} of the peak of {assumed['gpu']} (--mfu), "
-        f"{assumed['per_node']} GPUs a node (--gpus_per_node), 80 % of a link's rate. Lost: time spent waiting for "
-        "traffic."
+        f"Assumed: operations at {assumed['mfu']:.0%} of the peak of {assumed['gpu']} (--mfu), which small batches do "
+        f"not reach; {assumed['per_node']} GPUs a node (--gpus_per_node); 80 % of a link's rate. Lost: time spent "
+        "waiting for traffic."
     )
 
 
@@ -153,7 +153,7 @@ def _cell(cell: Numbers) -> str:
 
 
 def _gib(count: float) -> str:
-    return f"{count / GIB:,.1f}" if count < 999.95 * GIB else f"{count / GIB:,.0f}"
+    return f"{count / GIB:.2f}" if count < 9.995 * GIB else f"{count / GIB:,.1f}"
 
 
 def _short(number: float) -> str:
