@@ -27,6 +27,7 @@ class Setup:
         mixed: products in bfloat16 of weights in float32.
         checkpointing: activations of a layer are computed again in the backward pass.
         reference_copy: a second, frozen model is held.
+        reshards: where sharded, a layer is let go after its forward pass and gathered again for the backward pass.
         sums_whole: where sharded, each device adds a step's micro-batches up in whole gradients, shared out at its end.
         cpu_offload: shards wait in the host's memory.
         head_chunk: response tokens whose logits are held at a time.
@@ -39,6 +40,7 @@ class Setup:
     mixed: bool = False
     checkpointing: bool = False
     reference_copy: bool = False
+    reshards: bool = True
     sums_whole: bool = False
     cpu_offload: bool = False
     head_chunk: int = 512
@@ -99,9 +101,12 @@ def _gathered(shape: Shape, setup: Setup) -> float:
         return float(shape.trained_bytes)
     if setup.layout == "single":
         return 0.0
-    layer = shape.layer_bytes * (0.5 if setup.mixed and not shape.low else 1.0)  # layers travel in bfloat16
+    narrow = 0.5 if setup.mixed and not shape.low else 1.0  # layers travel in bfloat16
     gradient = 0.0 if shape.adapters or setup.sums_whole else shape.layer_bytes
-    return shape.root_bytes + 3 * layer + gradient
+    if not setup.reshards:
+        models = 2 if setup.reference_copy else 1
+        return models * (shape.root_bytes + narrow * (shape.total_bytes - shape.root_bytes)) + gradient
+    return shape.root_bytes + 3 * narrow * shape.layer_bytes + gradient
 
 
 def _size(shape: Shape, setup: Setup) -> int:

@@ -213,6 +213,7 @@ class PreferenceModule(PolicyModule):
             mixed=trainer is not None and trainer.precision == "bf16-mixed",
             checkpointing=self.hparams["gradient_checkpointing"],
             reference_copy=self.reference is not None and self.reference.needs_copy(batch),
+            reshards=getattr(strategy, "reshard_after_forward", True),
             sums_whole=trainer is not None
             and trainer.accumulate_grad_batches > 1
             and not getattr(strategy, "reduce_every_micro_batch", False),

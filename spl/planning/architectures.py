@@ -68,13 +68,4 @@ ARCHITECTURES = {
 }
 
 # From small to large, for the table of how time grows.
-GROWTH = (
-    "smollm2-135m",
-    "smollm2-360m",
-    "llama-3.2-1b",
-    "llama-3.2-3b",
-    "llama-3.1-8b",
-    "qwen2.5-14b",
-    "qwen2.5-32b",
-    "llama-3.1-70b",
-)
+GROWTH = ("smollm2-135m", "llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "qwen2.5-32b", "llama-3.1-70b")

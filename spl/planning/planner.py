@@ -73,6 +73,7 @@ class Planner:
             mixed=mixed,
             checkpointing=self.module["gradient_checkpointing"],
             reference_copy=self.reference and not rank,
+            reshards=self.sharding.get("reshard_after_forward", True),
             sums_whole=self.work.micro_batches > 1 and not self.sharding.get("reduce_every_micro_batch", False),
             cpu_offload=self.sharding.get("cpu_offload", False),
             head_chunk=self.module["head_chunk"],

@@ -83,8 +83,8 @@ def collectives(shape: Shape, setup: Setup, micro_batches: int, reference: bool)
     """What a process's optimiser step sends.
 
     DDP adds up what trains once a step. FSDP2 gathers each layer and the root for the forward pass and again for the
-    backward pass of every micro-batch, and once more where a reference runs; it shares gradients out, in float32, at
-    the end of a step or after every micro-batch.
+    backward pass of every micro-batch (unless it keeps them), and once more where a reference runs; it shares
+    gradients out, in float32, at the end of a step or after every micro-batch.
 
     Args:
         shape: of the model.
@@ -97,7 +97,7 @@ def collectives(shape: Shape, setup: Setup, micro_batches: int, reference: bool)
     if setup.layout == "ddp":
         buckets = max(math.ceil(shape.trained_bytes / BUCKET), 1)
         return [Collective("all_reduce", shape.trained_bytes / buckets, buckets)]
-    passes = micro_batches * (3 if reference else 2)
+    passes = micro_batches * _passes(setup, reference)
     narrow = 0.5 if setup.mixed and not shape.low else 1.0  # layers travel in bfloat16, the root as it is
     layers = narrow * (shape.total_bytes - shape.root_bytes)
     groups = shape.layers + (0 if shape.adapters else 1)
@@ -107,3 +107,10 @@ def collectives(shape: Shape, setup: Setup, micro_batches: int, reference: bool)
         Collective("all_gather", shape.root_bytes, passes),
         Collective("reduce_scatter", 4 * shape.trained / groups, reductions * groups),
     ]
+
+
+def _passes(setup: Setup, reference: bool) -> int:
+    """How often a micro-batch gathers a model. Once gathered and kept, the policy with its adapters off is at hand."""
+    if setup.reshards:
+        return 3 if reference else 2
+    return 2 if reference and setup.reference_copy else 1
