@@ -1,6 +1,8 @@
 """The data module: rows of any common shape in, batches of tries out."""
 
+import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule
@@ -8,13 +10,17 @@ from lightning import LightningDataModule
 from spl.data.encode import BadRows, EncodedData, RowEncoder, encode_source
 from spl.data.files import is_local
 from spl.data.loader import BatchLoader, InOrder, StreamLoader
-from spl.data.multiple_choice import EncodedChoice, choice_batches, choice_source, encode_choices
+from spl.data.multiple_choice import EncodedChoice, choice_batches, encode_choices
 from spl.data.prompts import example_prompts, reply_batch, text_prompts
-from spl.data.source import SURVEY, Source
+from spl.data.quarantine import Quarantine
+from spl.data.source import SURVEY, Source, named_source
 from spl.data.tokenization import Encoder, Template, Truncation, TurnEnd
-from spl.data.training import TrainingSteps, TrainingStream, check_stream, convert_progress
+from spl.data.training import TrainingSteps, convert_progress
+from spl.data.training_stream import TrainingStream, check_stream, retries_of
 from spl.secrets import without_secrets
 from spl.types import PreferenceBatch, Prompt, UserError
+
+log = logging.getLogger(__name__)
 
 
 class PreferenceDataModule(LightningDataModule):
@@ -42,9 +48,20 @@ class PreferenceDataModule(LightningDataModule):
         template: "model" for its chat template, "plain" for "User: ...", "auto" for the first if there is one.
         turn_end: "template" scores all that ends a turn, "eos" stops at the end-of-sequence token.
         columns: our column names to the data's, as {chosen: better, rejected: worse}.
-        bad_rows: a row that cannot be used stops the run ("raise"), or is skipped and counted ("skip").
-        streaming: read while training instead of tokenising all first; held-out data then need val_path or val_split.
-        buffer_size: rows that a stream is shuffled within.
+        bad_rows: a row that cannot be used stops the run ("raise"), or is skipped and counted ("skip"); the first 100
+            are written to quarantine.jsonl in the trainer's default_root_dir.
+        max_bad_share: of rows skipped so, past which the run stops all the same, once 100 rows were read; of a stream,
+            in each of its lanes.
+        retries: how often a file or the Hub is tried again where that may help (a vanished file, a failing
+            connection; what is broken on disk is not tried again).
+        retry_wait: seconds before the second of these tries; doubled each time, up to a minute.
+        streaming: read while training instead of tokenising all first. A stream has no end and no epochs:
+            trainer.max_steps is the run's length, and held-out data need val_path or val_split.
+        mixture: sources of a stream to their weights, in place of path: local paths, or data sets on the Hub as ID,
+            ID:CONFIG or ID:CONFIG:SPLIT (else `split`). Of all examples each gives its share of the weights.
+        buffer_size: rows that a stream is shuffled within, for each lane and source; they are in memory.
+        lanes: parts that a stream is read in. None takes as many as there are readers (processes times workers). A run
+            keeps its lanes, and goes on exactly with any number of readers that divides them.
         num_workers: processes that prepare batches.
         multiple_choice: rows with a question, its choices and the right one, whose letters the CalibrationMonitor
             scores: a local file, or a data set on the Hub as ID, ID:CONFIG or ID:CONFIG:SPLIT (else its split
@@ -71,8 +88,13 @@ class PreferenceDataModule(LightningDataModule):
         turn_end: TurnEnd = "template",
         columns: dict[str, str] | None = None,
         bad_rows: BadRows = "raise",
+        max_bad_share: float = 0.05,
+        retries: int = 8,
+        retry_wait: float = 1.0,
         streaming: bool = False,
+        mixture: dict[str, float] | None = None,
         buffer_size: int = 1000,
+        lanes: int | None = None,
         num_workers: int = 0,
         multiple_choice: str | None = None,
         num_choice_questions: int = 128,
@@ -101,7 +123,19 @@ class PreferenceDataModule(LightningDataModule):
             raise RuntimeError("the data module takes its tokenizer from the model: give both to a Trainer first")
         hp, tokenizer = self.hparams, self.trainer.lightning_module.tokenizer
         encoder = Encoder(tokenizer, hp["max_length"], hp["template"], hp["truncation"], hp["turn_end"])
-        return RowEncoder(encoder, hp["columns"] or {}, hp["bad_rows"])
+        return RowEncoder(encoder, hp["columns"] or {}, hp["bad_rows"], hp["max_bad_share"])
+
+    def _encode(self, source: Source) -> EncodedData:
+        """All examples of a source; its bad rows go to the quarantine."""
+        data = encode_source(source, self.encoder, retries_of(self.hparams))
+        if data.report.samples and self._rank_and_world[0] == 0:
+            self._quarantine.add(data.report.samples)
+        return data
+
+    @property
+    def _quarantine(self) -> Quarantine:
+        folder = self.trainer.default_root_dir if self.trainer else "."
+        return Quarantine(Path(folder) / "quarantine.jsonl", self._rank_and_world[1])
 
     def prepare_data(self) -> None:
         """Tokenise once, on one process a node; the others find the kept copy."""
@@ -112,45 +146,55 @@ class PreferenceDataModule(LightningDataModule):
         if self.train is None:
             self._taken = None  # a stream so far, perhaps with the tokenizer of an earlier model
         if stage == "predict":
-            self.everything = self.everything or encode_source(self.source, self.encoder)
+            self.everything = self.everything or self._encode(self.source)
         elif self.train is None and self.val is None:
             self._load()
         if stage in ("validate", "test") and not self.val:
             raise UserError("there is no held-out data: set data.val_path, data.val_split or data.val_size.")
         hp = self.hparams
         if hp["multiple_choice"] and stage != "predict" and not self._choices:
-            questions = choice_source(hp["multiple_choice"])
+            questions = named_source(hp["multiple_choice"], "validation")
             self._choices = encode_choices(questions, self.encoder, hp["num_choice_questions"], hp["seed"])
-        if stage == "fit" and isinstance(steps := self._training, TrainingSteps):
-            steps.prepare()
+        if stage == "fit":
+            self._training.prepare()
 
     def teardown(self, stage: str) -> None:
         if stage == "fit" and isinstance(self._taken, TrainingSteps):
             self._taken.restore()
+        if stage == "fit" and isinstance(self._taken, TrainingStream) and self._rank_and_world[0] == 0:
+            log.info("Of the stream: %s.", self._taken.report().describe())
 
     def on_exception(self, exception: BaseException) -> None:
         self.teardown("fit")  # Lightning calls it only where a run ends well
 
     def state_dict(self) -> dict[str, Any]:
-        """What a step is made of, on which the count of batches that are done rests."""
-        return self._training.progress_unit() if self.trainer else {}
+        """What a step is made of, on which the count of batches that are done rests; where a stream stands."""
+        if not self.trainer:
+            return {}
+        training = self._training
+        stream = {"stream": training.state()} if isinstance(training, TrainingStream) else {}
+        return training.progress_unit() | stream
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See `convert_progress`, which has the rest of the checkpoint as well."""
+        """See also `convert_progress`, which has the rest of the checkpoint."""
+        if "stream" in state_dict and self.trainer and self.trainer.state.fn == "fit":
+            if not isinstance(training := self._training, TrainingStream):
+                raise UserError("the run was begun with data.streaming and cannot go on without: set it to true.")
+            training.restore(state_dict["stream"])
 
     def convert_progress(self, checkpoint: dict[str, Any]) -> None:
         """Count what a checkpoint's run has done in the micro-batches of this run, which may keep to another budget."""
-        convert_progress(checkpoint, checkpoint.get(type(self).__qualname__, {}), self.state_dict())
+        convert_progress(checkpoint, checkpoint.get(type(self).__qualname__, {}), self._training.progress_unit())
 
     def _load(self) -> None:
         hp = self.hparams
         if self.val_source:
-            self.val = encode_source(self.val_source, self.encoder)
+            self.val = self._encode(self.val_source)
         if hp["streaming"]:
             if not self.val_source and hp["val_size"]:
                 raise UserError("a stream has no length to set a part of apart: set data.val_path or data.val_split.")
             return
-        self.train = encode_source(self.source, self.encoder)
+        self.train = self._encode(self.source)
         if not self.val_source and hp["val_size"]:
             size = hp["val_size"] if hp["val_size"] >= 1 else round(hp["val_size"] * len(self.train))
             if size >= len(self.train):
@@ -164,7 +208,11 @@ class PreferenceDataModule(LightningDataModule):
             encoder, trainer = self.encoder, self.trainer
             assert trainer is not None  # or there would be no encoder
             if self.train is None:
-                self._taken = TrainingStream(self.source, encoder, self.hparams, trainer)
+                mixture = self.hparams["mixture"] or {}
+                sources = {named_source(name, self.source.split): weight for name, weight in mixture.items()}
+                self._taken = TrainingStream(
+                    sources or {self.source: 1.0}, encoder, self.hparams, trainer, self._quarantine
+                )
             else:
                 self._taken = TrainingSteps(self.source, self.train, self.hparams, trainer)
         return self._taken
@@ -240,11 +288,13 @@ class PreferenceDataModule(LightningDataModule):
 
 def _check(hp: Mapping[str, Any]) -> None:
     """Refuse settings that cannot be, as far as they can be told without the data."""
-    for name in ("batch_size", "max_tokens", "num_choice_questions"):
+    for name in ("batch_size", "max_tokens", "num_choice_questions", "buffer_size", "lanes"):
         if hp[name] is not None and hp[name] < 1:
             raise UserError(f"data.{name} must be 1 or more, but is {hp[name]}.")
-    if hp["streaming"]:
-        check_stream(hp)
+    for name, most in (("max_bad_share", 1), ("retries", 100), ("retry_wait", 3600)):
+        if not 0 <= hp[name] <= most:
+            raise UserError(f"data.{name} must be from 0 to {most}, but is {hp[name]}.")
+    check_stream(hp)
     size, path = hp["val_size"], hp["path"]
     if size < 0 or (size > 1 and size != int(size)):
         raise UserError(f"data.val_size must be a share below 1 or a whole number of examples, but is {size}.")

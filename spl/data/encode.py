@@ -8,10 +8,11 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import datasets
 import numpy as np
@@ -20,13 +21,17 @@ from datasets.arrow_writer import ArrowWriter
 
 from spl.data import comparisons, formats, tokenization, values
 from spl.data.collate import EncodedExample
-from spl.data.files import Row
 from spl.data.formats import parse_row
+from spl.data.shards import RefusedRowError, Retries, Row
 from spl.data.source import Source
 from spl.data.tokenization import Encoder, TooLongError
 from spl.types import Comparison, PreferenceExample, UserError
 
 BadRows = Literal["raise", "skip"]
+NUM_SAMPLES = 100
+"""Bad rows that are kept to look at."""
+TOGETHER = 32
+"""Rows that are tokenised at a time."""
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +58,44 @@ class Report:
     too_long: int = 0  # dropped for their length
     cut: int = 0  # lost tokens to max_length
     cut_tokens: int = 0
-    reasons: list[str] = field(default_factory=list)  # the first few skipped
+    samples: list[dict[str, str]] = field(default_factory=list)  # the first skipped: where, reason, row
+
+    @property
+    def rows(self) -> int:
+        return self.examples + self.skipped + self.too_long
 
     def describe(self) -> str:
         """One line for people."""
         parts = [f"{self.examples:,} examples"]
         if self.skipped:
-            parts.append(f"{self.skipped:,} rows skipped as unusable (first: {self.reasons[0]})")
+            first = f" (first: {self.samples[0]['reason']})" if self.samples else ""
+            parts.append(f"{self.skipped:,} rows skipped as unusable{first}")
         if self.too_long:
             parts.append(f"{self.too_long:,} dropped as longer than max_length")
         if self.cut:
             parts.append(f"{self.cut:,} cut to max_length ({self.cut_tokens:,} tokens)")
         return "; ".join(parts)
+
+    def check(self, max_bad_share: float) -> None:
+        """Stop where too many rows are of no use.
+
+        Raises:
+            UserError: more than the share of 100 rows or more.
+        """
+        if self.rows >= 100 and self.skipped > max_bad_share * self.rows:
+            last = self.samples[-1]["reason"] if self.samples else ""
+            raise UserError(
+                f"{self.skipped:,} of the {self.rows:,} rows read so far cannot be used, more than data.max_bad_share "
+                f"{max_bad_share:g} allows; one of them: {last}"
+            )
+
+
+class Encoded(NamedTuple):
+    """A usable row."""
+
+    example: PreferenceExample
+    tokens: EncodedExample
+    cut: int  # tokens it lost to max_length
 
 
 @dataclass(frozen=True)
@@ -75,37 +106,64 @@ class RowEncoder:
         encoder: tokenises.
         columns: our column names to the data's.
         bad_rows: a row that cannot be used raises, or is skipped and counted.
+        max_bad_share: of rows skipped, past which the run stops.
     """
 
     encoder: Encoder
     columns: Mapping[str, str] = field(default_factory=dict)
     bad_rows: BadRows = "raise"
+    max_bad_share: float = 1.0
 
     def examples(self, rows: Iterable[Row], report: Report) -> Iterator[tuple[PreferenceExample, EncodedExample]]:
         """Usable rows in order; counts into the report.
 
         Raises:
-            UserError: a row is unusable and bad_rows is "raise"; names it and what is wrong.
+            UserError: as `count`.
         """
-        for where, row in rows:
-            try:
-                example = parse_row(row, where, self.columns)
-                encoded, cut = self.encoder.encode(example)
-            except TooLongError:
-                if self.encoder.truncation == "raise":
-                    raise
-                report.too_long += 1
-                continue
-            except UserError as error:
-                if self.bad_rows == "raise":
-                    raise UserError(f"{error} Set data.bad_rows to skip to leave such rows out.") from None
-                report.skipped += 1
-                report.reasons = [*report.reasons, str(error)][:5]
-                continue
+        remaining = iter(rows)
+        while together := list(islice(remaining, TOGETHER)):
+            for row, outcome in zip(together, self.encode(together), strict=True):
+                if found := self.count(row, outcome, report):
+                    yield found.example, found.tokens
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoded | UserError]:
+        """Rows tokenised together, each by itself or why it cannot be used."""
+        parsed = [self._parse(row) for row in rows]
+        examples = [p for p in parsed if isinstance(p, PreferenceExample)]
+        tokens = iter(self.encoder.encode_all(examples))
+        return [p if isinstance(p, UserError) else _encoded(p, next(tokens)) for p in parsed]
+
+    def _parse(self, row: Row) -> PreferenceExample | UserError:
+        if isinstance(row.values, UserError):
+            return row.values
+        try:
+            return parse_row(row.values, row.where, self.columns)
+        except UserError as error:
+            return error
+
+    def count(self, row: Row, outcome: Encoded | UserError, report: Report) -> Encoded | None:
+        """The outcome of a row, where it can be used.
+
+        Raises:
+            UserError: it cannot and bad_rows is "raise", or too many cannot; names the row and what is wrong.
+        """
+        if isinstance(outcome, TooLongError) and self.encoder.truncation != "raise":
+            report.too_long += 1
+        elif isinstance(outcome, UserError):
+            if isinstance(outcome, TooLongError):
+                raise outcome
+            if self.bad_rows == "raise":
+                raise UserError(f"{outcome} Set data.bad_rows to skip to leave such rows out.")
+            report.skipped += 1
+            if len(report.samples) < NUM_SAMPLES:
+                report.samples.append({"where": row.where, "reason": str(outcome), "row": _text(row)})
+            report.check(self.max_bad_share)
+        else:
             report.examples += 1
-            report.cut += cut > 0
-            report.cut_tokens += cut
-            yield example, encoded
+            report.cut += outcome.cut > 0
+            report.cut_tokens += outcome.cut
+            return outcome
+        return None
 
     def key(self, source: Source) -> str:
         """Of the kept copy of a source encoded so."""
@@ -114,10 +172,11 @@ class RowEncoder:
         settings = {
             "columns": dict(self.columns),
             "bad_rows": self.bad_rows,
-            "encoder": {k: v for k, v in vars(self.encoder).items() if isinstance(v, str | int)},
+            "encoder": {f.name: getattr(self.encoder, f.name) for f in fields(self.encoder) if f.name != "tokenizer"},
             "template": tokenizer.chat_template,
             "special": [tokenizer.bos_token_id, tokenizer.eos_token_id],
             "features": str(_FEATURES),
+            "report": [f.name for f in fields(Report)],
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         # Truncation and padding come and go with calls of the tokenizer, and ours uses neither.
@@ -161,33 +220,45 @@ class EncodedData(torch.utils.data.Dataset[EncodedExample]):
         return EncodedData(self.table.select(np.flatnonzero(mask)), self.report)
 
 
-def encode_source(source: Source, encoder: RowEncoder) -> EncodedData:
+def _encoded(example: PreferenceExample, tokens: tuple[EncodedExample, int] | UserError) -> Encoded | UserError:
+    return tokens if isinstance(tokens, UserError) else Encoded(example, *tokens)
+
+
+def _text(row: Row) -> str:
+    """A bad row for people to look at, its first 2,000 characters."""
+    if isinstance(row.values, RefusedRowError):
+        return row.values.text[:2000]
+    return json.dumps(row.values, ensure_ascii=False, default=str)[:2000]
+
+
+def encode_source(source: Source, encoder: RowEncoder, retries: Retries | None = None) -> EncodedData:
     """The examples of a source, from the kept copy if there is one.
 
     Raises:
-        UserError: nothing in it can be used.
+        UserError: nothing in it can be used, or too little.
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "spl" / encoder.key(source)
     if not folder.is_dir():
-        _write(source, encoder, folder)
+        _write(source, encoder, folder, retries or Retries())
     report = Report(**json.loads((folder / "report.json").read_text()))
+    report.check(encoder.max_bad_share)
     if report.skipped or report.too_long or report.cut:
         log.info("%s: %s.", source.path, report.describe())
     return EncodedData(datasets.Dataset.from_file(str(folder / "data.arrow")), report)
 
 
-def _write(source: Source, encoder: RowEncoder, folder: Path) -> None:
+def _write(source: Source, encoder: RowEncoder, folder: Path, retries: Retries) -> None:
     """Encode into a folder beside, then rename: a copy is whole or it is not there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
     try:
         report = Report()
         with ArrowWriter(path=str(building / "data.arrow"), features=_FEATURES) as writer:
-            for example, encoded in encoder.examples(source.rows(), report):
+            for example, encoded in encoder.examples(source.rows(retries), report):
                 writer.write(_record(example, encoded))
             writer.finalize()
         if not report.examples:
-            why = f" (first: {report.reasons[0]})" if report.reasons else ""
+            why = f" (first: {report.samples[0]['reason']})" if report.samples else ""
             raise UserError(f"{source.path}: no usable example among its rows{why}.")
         (building / "report.json").write_text(json.dumps(asdict(report)))
         try:

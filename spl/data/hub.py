@@ -1,22 +1,25 @@
 """Rows of a data set on the Hugging Face Hub, downloaded or streamed."""
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import datasets
+from huggingface_hub.constants import is_offline_mode
 
-from spl.data.files import Row
+from spl.data.shards import Retries, Row
 from spl.types import UserError
 
 
-def load_hub(path: str, name: str | None, split: str, streaming: bool) -> Any:
+def load_hub(path: str, name: str | None, split: str, streaming: bool, retries: Retries | None = None) -> Any:
     """A `datasets.Dataset`, or `IterableDataset` where streaming.
 
     Raises:
         UserError: there is no such data set, configuration or split, or the Hub cannot be reached.
     """
+    calls = (retries or Retries()).calls(_may_pass, path)
     try:
-        return datasets.load_dataset(path, name=name, split=split, streaming=streaming)
+        return calls(datasets.load_dataset, path, name=name, split=split, streaming=streaming)
     except Exception as error:  # foreign files may be wrong in any way
         reason = str(error).strip().split("\n")[0]
         raise UserError(
@@ -25,7 +28,48 @@ def load_hub(path: str, name: str | None, split: str, streaming: bool) -> Any:
         ) from error
 
 
-def hub_rows(path: str, dataset: Any) -> Iterator[Row]:
-    """Its rows in order."""
-    for number, row in enumerate(dataset, 1):
-        yield f"{path}, row {number}", row
+def _may_pass(error: BaseException) -> bool:
+    """A connection may come back; a name that the Hub does not know stays unknown (FileNotFoundError)."""
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and not is_offline_mode()
+
+
+@dataclass(frozen=True)
+class HubShard:
+    """One of the files of a data set on the Hub, streamed.
+
+    Attributes:
+        path: the data set's id.
+        dataset: a `datasets.IterableDataset`, which travels to worker processes.
+        index: of the shard.
+    """
+
+    path: str
+    dataset: Any
+    index: int
+    size: ClassVar[int] = 1  # not known before it is read
+    faults: ClassVar[tuple[type[Exception], ...]] = (Exception,)  # of any library between here and the Hub
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}, shard {self.index + 1}" if self.dataset.num_shards > 1 else self.path
+
+    def may_pass(self, error: BaseException) -> bool:
+        """Whatever comes over a network may come whole the next time."""
+        return isinstance(error, Exception)
+
+    def where(self, number: int) -> str:
+        return f"{self.name}, row {number + 1}"
+
+    def read(self, start: int = 0, step: int = 1) -> Iterator[tuple[int, Any]]:
+        shard = self.dataset.shard(self.dataset.num_shards, self.index).skip(start)
+        for number, row in enumerate(shard, start):
+            if not (number - start) % step:
+                yield number, row
+
+    def row(self, number: int, raw: dict[str, Any]) -> Row:
+        return Row(self.where(number), raw)
+
+
+def hub_shards(path: str, dataset: Any) -> list[HubShard]:
+    """Of a streamed data set."""
+    return [HubShard(path, dataset, index) for index in range(dataset.num_shards)]

@@ -3,22 +3,20 @@
 A loader asks for its position when the first batch is drawn, which is after a checkpoint was restored.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from multiprocessing import get_context
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from spl.data.budget import Balanced, shuffled
-from spl.data.collate import EncodedExample, collate
-from spl.data.encode import EncodedData, Report, RowEncoder
-from spl.types import PreferenceBatch
-
-log = logging.getLogger(__name__)
+from spl.data.collate import collate
+from spl.data.encode import EncodedData
+from spl.types import PreferenceBatch, UserError
 
 Position = Callable[[], tuple[int, int]]
 """The epoch, and the batches of it that are done."""
@@ -110,54 +108,46 @@ class BatchLoader(_Resumable):
 
 
 class StreamLoader(_Resumable):
-    """Batches of a stream without a length, shuffled within a buffer; a resumed run reads past what was done."""
+    """Batches of a stream, as many as the run takes. It asks for them when the first is drawn.
+
+    Args:
+        batches: gives what is left of the stream, as (batch, note) or the UserError that ends it.
+        trained: takes the note of each batch that is handed over.
+        length: batches of the run.
+        num_workers: processes that prepare them.
+    """
 
     def __init__(
-        self,
-        stream: Any,
-        encoder: RowEncoder,
-        batch_size: int,
-        seed: int,
-        buffer_size: int,
-        position: Position = beginning,
-        num_workers: int = 0,
+        self, batches: Callable[[], Any], trained: Callable[[Any], None], length: int, num_workers: int = 0
     ) -> None:
-        self.stream = stream.shuffle(seed=seed, buffer_size=buffer_size)
-        self.encoder = encoder
-        self.batch_size = batch_size
-        self.position = position
+        self.batches = batches
+        self.trained = trained
+        self.length = length
         self.num_workers = num_workers
 
+    def __len__(self) -> int:
+        return self.length
+
     def __iter__(self) -> Iterator[PreferenceBatch]:
-        epoch, done = self.position()
-        self.stream.set_epoch(epoch)
-        loader = DataLoader(
-            _EncodedStream(self.stream, self.encoder),
-            batch_size=self.batch_size,
-            collate_fn=collate,
-            drop_last=True,
-            **_loading(self.num_workers),
-        )
-        yield from islice(loader, done, None)
+        loader = DataLoader(self.batches(), batch_size=None, collate_fn=_as_it_is, **_loading(self.num_workers))
+        for found in islice(loader, self.length):  # a trainer that goes on stops sooner
+            if isinstance(found, UserError):
+                raise found
+            batch, note = found
+            self.trained(note)
+            yield batch
 
 
-class _EncodedStream(IterableDataset[EncodedExample]):
-    def __init__(self, stream: Any, encoder: RowEncoder) -> None:
-        self.stream = stream
-        self.encoder = encoder
-
-    def __iter__(self) -> Iterator[EncodedExample]:
-        rows = ((item["where"], item["row"]) for item in self.stream)
-        report = Report()
-        for _, encoded in self.encoder.examples(rows, report):
-            yield encoded
-        if report.skipped or report.too_long or report.cut:
-            log.warning("Of an epoch of the stream: %s.", report.describe())
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _loading(num_workers: int) -> dict[str, Any]:
-    # Forked workers would inherit the threads of torch and of the tokenizer.
-    context = "forkserver" if num_workers else None
+    # Forked from this process, workers would inherit the threads of torch and of the tokenizer. They are forked from
+    # one that only imports what they need, once for all of them.
+    context = get_context("forkserver") if num_workers else None
+    if context:
+        context.set_forkserver_preload(["spl.data.streaming", "transformers.tokenization_utils_tokenizers"])
     return {
         "num_workers": num_workers,
         "multiprocessing_context": context,

@@ -23,10 +23,10 @@ import numpy as np
 
 from spl.data.collate import EncodedExample, collate, common
 from spl.data.encode import Report, RowEncoder
-from spl.data.files import Row, is_local
 from spl.data.loader import InOrder
+from spl.data.shards import Row
 from spl.data.source import Source
-from spl.data.tokenization import Encoder, TooLongError
+from spl.data.tokenization import Encoder
 from spl.data.values import column_names, index_of, plain_value, shortened, text_of
 from spl.types import Message, PreferenceBatch, PreferenceExample, UserError
 
@@ -145,17 +145,6 @@ def _labelled(value: Any, count: int) -> int:
     return labels.index(1)
 
 
-def choice_source(name: str) -> Source:
-    """The source that a setting names: a local path, or a Hub data set as ID, ID:CONFIG or ID:CONFIG:SPLIT.
-
-    The split is "validation" where none is named: MMLU and TruthfulQA both have one.
-    """
-    if is_local(name):
-        return Source(name)
-    path, configuration, split = [*name.split(":", 2), "", ""][:3]
-    return Source(path, configuration or None, split or "validation")
-
-
 def encode_choice(choice: MultipleChoice, encoder: Encoder) -> EncodedChoice:
     """Tokenise a question with each of its letters as the reply; the token that tells them apart is scored, no other.
 
@@ -205,17 +194,11 @@ def _encoded(rows: list[Row], encoder: RowEncoder, seed: int, report: Report) ->
     for k in np.random.default_rng(seed).permutation(len(rows)).tolist():
         where, row = rows[k]
         try:
+            if isinstance(row, UserError):
+                raise row
             encoded = encode_choice(parse_choices(row, where, (seed, k)), tokenise)
-        except TooLongError:
-            if tokenise.truncation == "raise":
-                raise
-            report.too_long += 1
-            continue
         except UserError as error:
-            if encoder.bad_rows == "raise":
-                raise UserError(f"{error} Set data.bad_rows to skip to leave such rows out.") from None
-            report.skipped += 1
-            report.reasons = [*report.reasons, str(error)][:5]
+            encoder.count(rows[k], error, report)
             continue
         report.examples += 1
         yield encoded

@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import datasets
-
-from spl.data.files import Row, is_local, local_files, read_rows
-from spl.data.hub import hub_rows, load_hub
+from spl.data.files import is_local, local_files
+from spl.data.hub import hub_shards, load_hub
+from spl.data.shards import Retries, Row, Shard, read
 from spl.data.survey import survey_rows
 
 SURVEY = "survey"
@@ -30,43 +29,72 @@ class Source:
     name: str | None = None
     split: str = "train"
 
-    def rows(self) -> Iterator[Row]:
-        """Every row in order, with where it stands."""
-        if self.path == SURVEY:
-            return ((f"survey, row {k}", row) for k, row in enumerate(survey_rows(), 1))
-        if is_local(self.path):
-            return read_rows(local_files(self.path))
-        return hub_rows(self.path, load_hub(self.path, self.name, self.split, streaming=False))
+    def rows(self, retries: Retries | None = None) -> Iterator[Row]:
+        """Every row in order.
 
-    def stream(self) -> Any:
-        """A `datasets.IterableDataset` of {"where", "row"}, in shards where there are several files."""
-        if self.path != SURVEY and not is_local(self.path):
-            dataset = load_hub(self.path, self.name, self.split, streaming=True)
-            return dataset.map(
-                _placed, with_indices=True, remove_columns=dataset.column_names, fn_kwargs={"path": self.path}
-            )
-        shards = [self] if self.path == SURVEY else [Source(str(file)) for file in local_files(self.path)]
-        return datasets.IterableDataset.from_generator(_stream, gen_kwargs={"shards": shards})
+        Raises:
+            UserError: there is no such source, or a part of it cannot be read.
+        """
+        retries = retries or Retries()
+        if self.path == SURVEY or is_local(self.path):
+            for shard in self.shards(retries):
+                yield from (shard.row(number, raw) for number, raw in read(shard, 0, 1, retries))
+            return
+        dataset = load_hub(self.path, self.name, self.split, streaming=False, retries=retries)
+        yield from (Row(f"{self.path}, row {number}", row) for number, row in enumerate(dataset, 1))
+
+    def shards(self, retries: Retries | None = None) -> Sequence[Shard]:
+        """The parts of it that can be read apart, without a download of the whole."""
+        if self.path == SURVEY:
+            return [Survey()]
+        if is_local(self.path):
+            return local_files(self.path)
+        dataset = load_hub(self.path, self.name, self.split, streaming=True, retries=retries)
+        return hub_shards(self.path, dataset)
 
     def identity(self) -> str:
         """Changes when a row may have."""
         if self.path == SURVEY:
             return json.dumps(list(survey_rows()))
         if is_local(self.path):
-            return json.dumps([(str(file), _digest(file)) for file in local_files(self.path)])
+            return json.dumps([(file.name, _digest(file.path)) for file in local_files(self.path)])
         return f"{self.path} {load_hub(self.path, self.name, self.split, streaming=False)._fingerprint}"
+
+
+def named_source(name: str, split: str) -> Source:
+    """The source that a setting names: a local path, or a Hub data set as ID, ID:CONFIG or ID:CONFIG:SPLIT.
+
+    Args:
+        name: as given.
+        split: of a Hub data set where none is named.
+    """
+    if name == SURVEY or is_local(name):
+        return Source(name)
+    path, configuration, given = [*name.split(":", 2), "", ""][:3]
+    return Source(path, configuration or None, given or split)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The embedded survey as a shard."""
+
+    name: ClassVar[str] = SURVEY
+    size: ClassVar[int] = 1
+    faults: ClassVar[tuple[type[Exception], ...]] = ()
+
+    def may_pass(self, error: Exception) -> bool:
+        return False
+
+    def where(self, number: int) -> str:
+        return f"survey, row {number + 1}"
+
+    def read(self, start: int = 0, step: int = 1) -> Iterator[tuple[int, Any]]:
+        yield from list(enumerate(survey_rows()))[start::step]
+
+    def row(self, number: int, raw: dict[str, Any]) -> Row:
+        return Row(self.where(number), raw)
 
 
 def _digest(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _stream(shards: list[Source]) -> Iterator[dict[str, Any]]:
-    for shard in shards:
-        for where, row in shard.rows():
-            yield {"where": where, "row": row}
-
-
-def _placed(row: dict[str, Any], index: int, path: str) -> dict[str, Any]:
-    return {"where": f"{path}, row {index + 1} of a shard", "row": row}

@@ -6,7 +6,10 @@ there than the model sees when it writes. Where the responses of a row disagree 
 one token, "Answer:" + " no" two), all are scored from the earliest, so that all follow the same prompt.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import Any, Literal, get_args
 
 from spl.data.collate import EncodedExample, common
@@ -59,6 +62,10 @@ class Encoder:
         if self.tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no EOS token, so no response could ever end: set tokenizer.eos_token.")
 
+    @cached_property
+    def _adds_bos(self) -> bool:
+        return bool(self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id])
+
     @property
     def uses_model_template(self) -> bool:
         return self.template != "plain" and bool(self.tokenizer.chat_template)
@@ -70,15 +77,43 @@ class Encoder:
             TooLongError: it is longer than max_length and truncation is not "cut", or the cut made responses equal.
             UserError: the template cannot render it, or the responses' token ids are equal.
         """
+        outcome = self.encode_all([example])[0]
+        if isinstance(outcome, UserError):
+            raise outcome
+        return outcome
+
+    def encode_all(self, examples: Sequence[PreferenceExample]) -> list[tuple[EncodedExample, int] | UserError]:
+        """Tokenise examples together, which is faster; for each what `encode` returns or would raise."""
+        rendered = [self._rendered(example) for example in examples]
+        texts = [text for r in rendered if not isinstance(r, UserError) for text in r[0]]
+        encodings = iter(self._encodings(texts))
+        outcomes: list[tuple[EncodedExample, int] | UserError] = []
+        for example, render in zip(examples, rendered, strict=True):
+            try:
+                if isinstance(render, UserError):
+                    raise render
+                sequences, start = self._scored(example, *render, list(islice(encodings, len(render[0]))))
+                sequences, shift, cut = self._fit(sequences, start)
+            except UserError as error:
+                outcomes.append(type(error)(f"{example.row}: {error}" if example.row else str(error)))
+                continue
+            starts = (start - shift,) * len(sequences)
+            tokens = tuple(map(tuple, sequences))
+            outcomes.append((EncodedExample(tokens, starts, example.comparisons, example.alpha, example.row), cut))
+        return outcomes
+
+    def _rendered(self, example: PreferenceExample) -> tuple[list[str], int] | UserError:
         try:
-            sequences, start = self._tokenise(example)
-            sequences, shift, cut = self._fit(sequences, start)
+            return self._render(example)
         except UserError as error:
-            raise type(error)(f"{example.row}: {error}" if example.row else str(error)) from None
-        starts = (start - shift,) * len(sequences)
-        return EncodedExample(
-            tuple(map(tuple, sequences)), starts, example.comparisons, example.alpha, example.row
-        ), cut
+            return error
+
+    def _encodings(self, texts: list[str]) -> list[Any]:
+        """Of the tokenizer's own library, which works out offsets only where they are asked for."""
+        if not texts:
+            return []
+        found = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return list(found.encodings)
 
     def render_prompt(self, turns: tuple[Message, ...]) -> str:
         """The prompt's text, up to where the reply begins."""
@@ -126,20 +161,27 @@ class Encoder:
             )
         return texts, shared
 
-    def _tokenise(self, example: PreferenceExample) -> tuple[list[list[int]], int]:
-        """Token ids of every response after its prompt, and the index of the first scored token, the same for all."""
-        texts, boundary = self._render(example)
-        encoding = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        first, ends = encoding["input_ids"][0], (end for _, end in encoding["offset_mapping"][0])
-        past = next((k for k, end in enumerate(ends) if end > boundary), len(first))
+    def _scored(
+        self, example: PreferenceExample, texts: list[str], boundary: int, encodings: list[Any]
+    ) -> tuple[list[list[int]], int]:
+        """Token ids of every response after its prompt, and the index of the first scored token, the same for all.
+
+        Args:
+            example: what was rendered.
+            texts: of every response, with its prompt.
+            boundary: characters of them that are the prompt's.
+            encodings: of the texts.
+        """
+        ids_of = [encoding.ids for encoding in encodings]
+        first, past = ids_of[0], _token_past(encodings[0], boundary)
         # A response whose tokens reach past the prompt earlier than that parts from the first one there.
-        start = min(common(first[:past], ids) for ids in encoding["input_ids"])
+        start = min(past if ids[:past] == first[:past] else common(first[:past], ids) for ids in ids_of)
         sequences = [
             self._ended(ids, start, text.rstrip().endswith(reply.strip()))
-            for ids, text, reply in zip(encoding["input_ids"], texts, example.responses, strict=True)
+            for ids, text, reply in zip(ids_of, texts, example.responses, strict=True)
         ]
         bos = self.tokenizer.bos_token_id
-        if not self.uses_model_template and bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]:
+        if not self.uses_model_template and bos is not None and self._adds_bos:
             sequences, start = [[bos, *ids] for ids in sequences], start + 1
         if bos is not None and sequences[0][:2] == [bos, bos]:
             raise UserError("the text begins with two BOS tokens: take one out of the chat template or of the prompt.")
@@ -173,6 +215,15 @@ class Encoder:
                 raise TooLongError(f"responses differ only past max_length {self.max_length}; raise data.max_length.")
             raise UserError("two responses have the same token ids: nothing tells them apart.")
         return sequences, drop, cut
+
+
+def _token_past(encoding: Any, boundary: int) -> int:
+    """Index of the first token that ends past a text's first `boundary` characters; all tokens where none does."""
+    found = encoding.char_to_token(boundary)
+    if found is None:  # a character that no token covers, such as a space that the tokenizer drops
+        ends = (end for _, end in encoding.offsets)
+        found = next((k for k, end in enumerate(ends) if end > boundary), len(encoding.ids))
+    return int(found)
 
 
 def _plain_turn(turn: Message) -> str:

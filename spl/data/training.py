@@ -1,17 +1,16 @@
-"""What is trained on, as a Trainer takes it: steps of examples that are kept on disk, or a stream read as it goes."""
+"""What is trained on, as a Trainer takes it: steps of examples that are kept on disk."""
 
 from collections.abc import Mapping
-from functools import cached_property, partial
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import numpy as np
 from lightning import Trainer
 
 from spl.data.budget import Balanced, fewest
-from spl.data.collate import EncodedExample, collate
-from spl.data.encode import EncodedData, Report, RowEncoder
-from spl.data.loader import BatchLoader, Shuffled, StreamLoader
+from spl.data.collate import collate
+from spl.data.encode import EncodedData
+from spl.data.loader import BatchLoader, Shuffled
 from spl.data.source import Source
 from spl.types import PreferenceBatch, UserError
 
@@ -131,74 +130,7 @@ class TrainingSteps:
         return f"an example at most: {marks}, longest {int(lengths.max()):,}"
 
 
-class TrainingStream:
-    """Rows read and tokenised as training takes them; only the first of them are known ahead.
-
-    Args:
-        source: of the rows.
-        encoder: tokenises them.
-        settings: the data module's hyper-parameters.
-        trainer: takes the batches.
-    """
-
-    def __init__(self, source: Source, encoder: RowEncoder, settings: Mapping[str, Any], trainer: Trainer) -> None:
-        self.source = source
-        self.encoder = encoder
-        self.settings = settings
-        self.trainer = trainer
-
-    @cached_property
-    def examples(self) -> list[EncodedExample]:
-        """The first 256, read once.
-
-        Raises:
-            UserError: no row can be used.
-        """
-        rows = ((item["where"], item["row"]) for item in self.source.stream())
-        found = [encoded for _, encoded in islice(self.encoder.examples(rows, Report()), 256)]
-        if not found:
-            raise UserError(f"{self.source.path}: no usable example in the stream.")
-        return found
-
-    def loader(self) -> StreamLoader:
-        hp, trainer, stream = self.settings, self.trainer, self.source.stream()
-        if trainer.world_size > 1:
-            from datasets.distributed import split_dataset_by_node
-
-            stream = split_dataset_by_node(stream, trainer.global_rank, trainer.world_size)
-        position = partial(_position, trainer)
-        return StreamLoader(
-            stream, self.encoder, hp["batch_size"], hp["seed"], hp["buffer_size"], position, hp["num_workers"]
-        )
-
-    def progress_unit(self) -> dict[str, int]:
-        """Nothing: no budget changes the batches of a stream."""
-        return {}
-
-    def first_batch(self) -> PreferenceBatch:
-        return collate(self.examples[: self.settings["batch_size"]])
-
-    def longest_batch(self) -> PreferenceBatch:
-        return collate(sorted(self.examples, key=lambda e: e.num_tokens)[-self.settings["batch_size"] :])
-
-    def describe(self) -> str:
-        return f"{self.source.path}, streamed"
-
-
-def check_stream(settings: Mapping[str, Any]) -> None:
-    """Refuse what a stream cannot do.
-
-    Raises:
-        UserError: batches are to be made by length.
-    """
-    if settings["max_tokens"] or settings["group_by_length"]:
-        raise UserError(
-            "a stream does not tell its lengths ahead: with data.streaming leave out data.max_tokens and "
-            "data.group_by_length, and lower data.batch_size (raising trainer.accumulate_grad_batches) instead."
-        )
-
-
-def convert_progress(checkpoint: dict[str, Any], before: dict[str, int], now: dict[str, int]) -> None:
+def convert_progress(checkpoint: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Count the batches of a checkpoint's run in those of this run, where their steps hold as many examples.
 
     Args:
@@ -206,7 +138,7 @@ def convert_progress(checkpoint: dict[str, Any], before: dict[str, int], now: di
         before: the progress unit of its run.
         now: of this run.
     """
-    if before == now or before.get("step_size") != now.get("step_size"):
+    if before.get("step_size") != now.get("step_size") or before["micro_batches"] == now["micro_batches"]:
         return
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for part in ("total", "current"):

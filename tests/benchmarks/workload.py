@@ -8,7 +8,7 @@ import torch
 
 from spl.data.collate import EncodedExample, collate
 from spl.data.encode import Report, RowEncoder
-from spl.data.files import read_rows
+from spl.data.source import Source
 from spl.data.tokenization import Encoder
 from spl.models import load_tokenizer
 from spl.types import Comparison, PreferenceBatch
@@ -18,7 +18,7 @@ def batches(model: str, pairs: Path, steps: int, batch_size: int, max_length: in
     """The first usable pairs of a file, in its order."""
     encoder = RowEncoder(Encoder(load_tokenizer(model), max_length), bad_rows="skip")
     examples = []
-    for _, encoded in encoder.examples(read_rows([pairs]), Report()):
+    for _, encoded in encoder.examples(Source(str(pairs)).rows(), Report()):
         examples.append(encoded)
         if len(examples) == steps * batch_size:
             break

@@ -20,10 +20,13 @@ from spl.types import PreferenceBatch, UserError
 class FakeTrainer:
     """What the data module asks of a Trainer."""
 
-    def __init__(self, tokenizer: Any, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, tokenizer: Any, rank: int = 0, world: int = 1, folder: Path | str = ".") -> None:
         self.lightning_module = type("Module", (), {"tokenizer": tokenizer})()
         self.global_rank, self.world_size = rank, world
-        self.current_epoch = 0
+        self.current_epoch, self.max_steps, self.accumulate_grad_batches = 0, 99, 1
+        self.check_val_every_n_epoch, self.limit_train_batches = 1, 1.0
+        self.state = type("State", (), {"fn": "fit"})()
+        self.default_root_dir = str(folder)
         progress = type("Progress", (), {"ready": 0})()
         batches = type("Batches", (), {"current": progress, "is_last_batch": False})()
         epoch = type("Epoch", (), {"batch_progress": batches})()
@@ -32,7 +35,7 @@ class FakeTrainer:
 
 def data(path: Path | str, tokenizer: Any, rank: int = 0, world: int = 1, **options: Any) -> PreferenceDataModule:
     module = PreferenceDataModule(str(path), **options)
-    module.trainer = FakeTrainer(tokenizer, rank, world)  # type: ignore[assignment]
+    module.trainer = FakeTrainer(tokenizer, rank, world, Path(path).parent)  # type: ignore[assignment]
     return module
 
 
@@ -132,23 +135,6 @@ def test_a_failed_run_leaves_no_half_copy(tmp_path: Path, tiny_tokenizer: Any) -
     assert set((Path(os.environ["HF_DATASETS_CACHE"]) / "spl").glob("*")) == before
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_is_the_same_rows_on_every_rank_once(tmp_path: Path, tiny_tokenizer: Any, workers: int) -> None:
-    for k in range(4):
-        pairs(tmp_path / f"{k}.jsonl", 8)
-    seen = []
-    for rank in (0, 1):
-        module = data(
-            tmp_path, tiny_tokenizer, rank, 2, streaming=True, batch_size=2, buffer_size=5, num_workers=workers
-        )
-        module.setup("fit")
-        seen.append(rows_of(module.train_dataloader()))
-    everything = {f"{tmp_path / f'{k}.jsonl'}, row {n}" for k in range(4) for n in range(1, 9)}
-    assert len(seen[0]) == len(seen[1]) == 16
-    assert {*seen[0], *seen[1]} == everything
-    assert seen[0] != sorted(seen[0])
-
-
 def test_workers_change_no_batch(tmp_path: Path, tiny_tokenizer: Any) -> None:
     path = pairs(tmp_path / "a.jsonl", 12)
     found = []
@@ -185,6 +171,30 @@ def test_too_long_rows_are_cut_or_dropped_and_counted(tmp_path: Path, tiny_token
         data(path, tiny_tokenizer, batch_size=1, max_length=32, truncation="raise").setup("fit")
 
 
+def test_too_many_bad_rows_stop_the_run_and_are_shown(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    path = tmp_path / "a.jsonl"
+    good, bad = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n', '{"prompt": "p", "chosen": "a"}\n'
+    path.write_text((good * 18 + "{broken\n" + bad) * 150)
+    module = data(path, tiny_tokenizer, bad_rows="skip", max_bad_share=0.1)
+    module.setup("fit")
+    assert module.train is not None
+    assert (len(module.train), module.train.report.skipped) == (2_700, 300)
+    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [line["where"] for line in lines] == [
+        f"{path}, row {20 * k + n}" for k in range(50) for n in (19, 20)
+    ]  # the first 100
+    assert lines[0]["row"] == "{broken\n"
+    assert "expected one JSON object a line" in lines[0]["reason"]
+    assert json.loads(lines[1]["row"]) == json.loads(bad)
+    # The tokenised rows were kept, and are held to the share that is set now.
+    again = data(path, tiny_tokenizer, bad_rows="skip", max_bad_share=0.09)
+    with pytest.raises(UserError, match=r"300 of the 3,000 rows .* more than data.max_bad_share 0.09 allows"):
+        again.setup("fit")
+    path.write_text((good * 18 + bad * 2) * 149)
+    with pytest.raises(UserError, match=r"10 of the 100 rows .* data.max_bad_share 0.09 .*one of them: .*row 100"):
+        data(path, tiny_tokenizer, bad_rows="skip", max_bad_share=0.09).setup("fit")
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -193,6 +203,10 @@ def test_too_long_rows_are_cut_or_dropped_and_counted(tmp_path: Path, tiny_token
         ({"batch_size": 9}, "8 examples to train on, fewer than the 9 that"),
         ({"val_size": 8}, "leaves none"),
         ({"streaming": True, "val_size": 2}, "a stream has no length"),
+        ({"streaming": True, "lanes": 3, "num_workers": 2}, "3 lanes of the stream cannot be shared out to 2 readers"),
+        ({"mixture": {"survey": 1.0}}, "set data.streaming to true"),
+        ({"streaming": True, "mixture": {"survey": 0.0}}, "each source a weight above 0"),
+        ({"max_bad_share": 2}, "data.max_bad_share must be from 0 to 1, but is 2"),
         ({"val_split": "test"}, "data.val_split names a split of a Hub data set"),
         ({"val_path": "survey", "val_size": 2}, "data.val_size sets a part apart"),
     ],

@@ -49,9 +49,11 @@ def test_rows_come_with_their_place(hub: list[dict[str, Any]]) -> None:
 
 
 def test_a_stream_has_the_same_rows(hub: list[dict[str, Any]]) -> None:
-    found = list(Source("owner/tea").stream())
-    assert [item["row"] for item in found] == ROWS
-    assert all(item["where"].startswith("owner/tea, row ") for item in found)
+    shards = Source("owner/tea").shards()
+    found = [shard.row(number, raw) for shard in shards for number, raw in shard.read()]
+    assert [row.values for row in found] == ROWS
+    assert [row.where for row in found] == [f"owner/tea, shard {s}, row {n}" for s in (1, 2) for n in (1, 2, 3)]
+    assert [raw for _, raw in shards[1].read(1)] == ROWS[4:]
     assert hub[0]["streaming"] is True
 
 

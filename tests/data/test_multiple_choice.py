@@ -18,8 +18,8 @@ from tokenizers import normalizers
 
 from spl.data.base import PreferenceDataModule
 from spl.data.encode import RowEncoder
-from spl.data.multiple_choice import MultipleChoice, choice_source, encode_choice, encode_choices, parse_choices
-from spl.data.source import Source
+from spl.data.multiple_choice import MultipleChoice, encode_choice, encode_choices, parse_choices
+from spl.data.source import Source, named_source
 from spl.data.tokenization import Encoder, TooLongError
 from spl.logprobs.score import prepare, score
 from spl.models import load_policy
@@ -264,10 +264,10 @@ def test_mistakes_in_the_settings(tmp_path: Path, tiny_tokenizer: Any) -> None:
 
 
 def test_a_hub_data_set_by_name() -> None:
-    assert choice_source("cais/mmlu") == Source("cais/mmlu", None, "validation")
-    assert choice_source("cais/mmlu:all") == Source("cais/mmlu", "all", "validation")
-    assert choice_source("cais/mmlu:all:test") == Source("cais/mmlu", "all", "test")
-    assert choice_source("a:b.jsonl") == Source("a:b.jsonl")
+    assert named_source("cais/mmlu", "validation") == Source("cais/mmlu", None, "validation")
+    assert named_source("cais/mmlu:all", "validation") == Source("cais/mmlu", "all", "validation")
+    assert named_source("cais/mmlu:all:test", "validation") == Source("cais/mmlu", "all", "test")
+    assert named_source("a:b.jsonl", "validation") == Source("a:b.jsonl")
 
 
 def letter_laws(module: PreferenceDataModule, model: Any) -> dict[str, list[float]]:

@@ -9,7 +9,7 @@ from conftest import smollm2
 
 from spl.data.collate import collate
 from spl.data.encode import Report, RowEncoder
-from spl.data.files import read_rows
+from spl.data.source import Source
 from spl.data.tokenization import Encoder
 from spl.logprobs.score import prepare, score
 from spl.models import load_model
@@ -18,7 +18,7 @@ PAIRS = 8
 
 
 def test_logps_of_real_pairs(shared_data: Path, smollm2_tokenizer: Any) -> None:
-    rows = read_rows([shared_data / "hh_harmless.jsonl.gz"])
+    rows = Source(str(shared_data / "hh_harmless.jsonl.gz")).rows()
     encoder = RowEncoder(Encoder(smollm2_tokenizer), bad_rows="skip")
     examples = [encoded for _, (_, encoded) in zip(range(PAIRS), encoder.examples(rows, Report()), strict=False)]
     model = load_model(smollm2())
