@@ -124,6 +124,7 @@ def test_a_data_file(tmp_path: Path, evil: Evil, name: str) -> None:
     with pytest.raises(UserError) as raised:
         for where, row in Source(str(tmp_path / name)).rows():
             raise UserError(f"{where}: {row}")  # bytes may be a csv's text
+        raise UserError(f"{tmp_path / name} has no row")  # or its header
     assert str(tmp_path / name) in str(raised.value)
     assert not evil.mark.exists()
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spl.data.encode import NUM_SAMPLES
+from spl.secrets import without_secrets
 
 
 class Quarantine:
@@ -29,7 +30,7 @@ class Quarantine:
             return
         self._known |= {sample["where"] for sample in new}
         self._room -= len(new)
-        text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in new)
+        text = "".join(json.dumps(without_secrets(sample), ensure_ascii=False) + "\n" for sample in new)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:  # at once, so that processes do not write into each other's lines
             file.write(text.encode(errors="backslashreplace"))

@@ -124,9 +124,13 @@ class TrainingStream:
         readers = {
             lane: self._reader(lane, parts, LaneProgress.of(self._progress.get(lane, fresh)))
             for lane, parts in enumerate(self._lanes())
-            if lane % world == rank
+            if self._is_own(lane)
         }
         return StreamBatches(readers, self.num_lanes, self.settings["batch_size"], self._done, rank, world)
+
+    def _is_own(self, lane: int) -> bool:
+        """Whether the lane is this process's, which takes every world-th batch from the first that is not done."""
+        return (lane - self._done) % self.trainer.world_size == self.trainer.global_rank
 
     def trained(self, note: Note) -> None:
         """A batch was handed over."""
@@ -148,10 +152,9 @@ class TrainingStream:
 
     def state(self) -> dict[str, Any]:
         """Where all lanes stand, with the stream they are of. To be called by all processes together."""
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        own = {lane: state for lane, state in self._progress.items() if lane % world == rank}
-        every = [own] * world
-        if world > 1:
+        own = {lane: state for lane, state in self._progress.items() if self._is_own(lane)}
+        every = [own] * self.trainer.world_size
+        if self.trainer.world_size > 1:
             torch.distributed.all_gather_object(every, own)
         self._progress = {lane: state for progress in every for lane, state in progress.items()}
         lanes = [[lane, state] for lane, state in sorted(self._progress.items())]

@@ -135,8 +135,7 @@ def alone(module: PreferenceDataModule) -> dict[str, Any]:
     """What one process knows, without a gathering of all."""
     training = module._training
     assert isinstance(training, TrainingStream)
-    rank, world = training.trainer.global_rank, training.trainer.world_size
-    own = [[lane, state] for lane, state in training._progress.items() if lane % world == rank]
+    own = [[lane, state] for lane, state in training._progress.items() if training._is_own(lane)]
     return {
         "stream": {"order": training._order(), "num_lanes": training.num_lanes, "done": training._done, "lanes": own}
     }
