@@ -25,6 +25,7 @@ from spl.data.formats import parse_row
 from spl.data.shards import RefusedRowError, Retries, Row
 from spl.data.source import Source
 from spl.data.tokenization import Encoder, TooLongError
+from spl.data.values import shortened
 from spl.types import Comparison, PreferenceExample, UserError
 
 BadRows = Literal["raise", "skip"]
@@ -228,7 +229,10 @@ def _text(row: Row) -> str:
     """A bad row for people to look at, its first 2,000 characters."""
     if isinstance(row.values, RefusedRowError):
         return row.values.text[:2000]
-    return json.dumps(row.values, ensure_ascii=False, default=str)[:2000]
+    try:
+        return json.dumps(row.values, ensure_ascii=False, default=str)[:2000]
+    except (ValueError, TypeError, RecursionError):
+        return shortened(row.values)
 
 
 def encode_source(source: Source, encoder: RowEncoder, retries: Retries | None = None) -> EncodedData:
