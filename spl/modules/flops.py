@@ -18,7 +18,7 @@ class MatrixSizes(NamedTuple):
 
 
 def matrix_sizes(model: nn.Module) -> MatrixSizes:
-    """Count the matrices of a model. Embeddings are looked up, so they are no work; experts of a mixture are left out.
+    """Count the matrices of a model: of a mixture's experts as many as a token sees, of embeddings, looked up, none.
 
     Weights are told apart by identity: a sharded tensor has no address that tells it from another.
     """
@@ -26,12 +26,17 @@ def matrix_sizes(model: nn.Module) -> MatrixSizes:
     config = base.config.get_text_config()
     head = base.get_output_embeddings().weight
     apart = {id(head), id(base.get_input_embeddings().weight)}
-    matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in apart]
-    trained = sum(p.numel() for p in matrices if p.requires_grad)
+    matrices = [p for p in model.parameters() if p.ndim in (2, 3) and id(p) not in apart]
+    seen: int = getattr(config, "num_experts_per_tok", None) or 1
+
+    def numbers(weight: nn.Parameter) -> int:
+        return weight.numel() if weight.ndim == 2 else weight.numel() // weight.shape[0] * seen
+
+    trained = sum(numbers(p) for p in matrices if p.requires_grad)
     size: Any = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return MatrixSizes(
         trained=trained,
-        frozen=sum(p.numel() for p in matrices) - trained,
+        frozen=sum(map(numbers, matrices)) - trained,
         head=head.numel(),
         attended=config.num_hidden_layers * config.num_attention_heads * size,
     )

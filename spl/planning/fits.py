@@ -18,6 +18,7 @@ class Fit(NamedTuple):
 
     setup: Setup
     max_tokens: int | None  # a budget of tokens, the run's own or a smaller one
+    reduces_each: bool  # it only fits where gradients are shared out after every micro-batch of several
     memory: Memory
 
 
@@ -38,26 +39,25 @@ def fit_on(devices: int, shape: Shape, work: Work, setup: Setup, gpu: GPU) -> Fi
     with smaller micro-batches; shards whose gradients are added up whole before those that are shared out every time.
     """
     for way, budget, batch in _ways(devices, setup, work):
-        memory = peak_memory(shape, batch, way)
-        if memory.total <= gpu.memory:
-            return Fit(way, budget, memory)
+        for whole in (True, False) if way.sums_whole else (False,):
+            memory = peak_memory(shape, batch, replace(way, sums_whole=whole))
+            if memory.total <= gpu.memory:
+                return Fit(replace(way, sums_whole=whole), budget, way.sums_whole and not whole, memory)
     return None
 
 
 def _ways(devices: int, setup: Setup, work: Work) -> Iterator[tuple[Setup, int | None, PreferenceBatch]]:
-    own, whole = work.largest[0]
+    own, batch = work.largest[0]
     for way in _layouts(devices, setup):
-        yield replace(way, checkpointing=False), own, whole
-        for budget, batch in work.largest:
-            smaller = replace(
-                way, checkpointing=True, sums_whole=(way.layout == "fsdp" and budget != own) or way.sums_whole
-            )
-            yield smaller, budget, batch
-            if smaller.sums_whole:
-                yield replace(smaller, sums_whole=False), budget, batch
+        yield replace(way, checkpointing=False), own, batch
+        for budget, smaller in work.largest:
+            several = way.layout == "fsdp" and (way.sums_whole or budget != own)
+            yield replace(way, checkpointing=True, sums_whole=several), budget, smaller
 
 
 def _layouts(devices: int, setup: Setup) -> Iterator[Setup]:
-    yield replace(setup, layout="single" if devices == 1 else "ddp", devices=devices, cpu_offload=False)
+    yield replace(
+        setup, layout="single" if devices == 1 else "ddp", devices=devices, cpu_offload=False, sums_whole=False
+    )
     if devices > 1:
         yield replace(setup, layout="fsdp", devices=devices)

@@ -208,7 +208,7 @@ def _numbers_of(fit: Fit) -> Numbers:
         "layout": setup.layout,
         "checkpointing": setup.checkpointing,
         "max_tokens": fit.max_tokens,
-        "reduce_every_micro_batch": setup.layout == "fsdp" and not setup.sums_whole,
+        "reduce_every_micro_batch": fit.reduces_each,
         "memory": fit.memory.total,
     }
 

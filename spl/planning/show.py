@@ -16,7 +16,7 @@ _PARTS = {
     "weights": "weights",
     "gradients": "gradients",
     "moments": "AdamW's moments",
-    "reference": "frozen reference",
+    "reference": "frozen reference, until its numbers are kept",
     "gathered": "gathered layers, or buckets",
     "outside": "CUDA, NCCL, fragments",
     "activations": "activations of the largest batch",
@@ -99,6 +99,8 @@ def _operations(step: Numbers) -> Table:
 
 def _fits(plan: Numbers) -> Table:
     table = _table("The smallest way that fits", "GPU", "LoRA", "GiB", "all weights", "GiB")
+    table.caption = "recomputed: model.gradient_checkpointing; reduced each time: reduce_every_micro_batch"
+    table.caption_justify = "left"
     table.columns[1].justify = table.columns[3].justify = "left"
     for row in plan["fits"]:
         cells = []
@@ -112,14 +114,14 @@ def _way(fit: Numbers) -> str:
     words = ["one GPU" if fit["gpus"] == 1 else f"{fit['gpus']} GPUs, {_LAYOUTS[fit['layout']]}"]
     words += ["recomputed"] if fit["checkpointing"] else []
     words += [f"max_tokens {fit['max_tokens']:,}"] if fit["max_tokens"] else []
-    words += ["reduced every time"] if fit["reduce_every_micro_batch"] else []
+    words += ["reduced each time"] if fit["reduce_every_micro_batch"] else []
     return ", ".join(words)
 
 
 def _time(plan: Numbers) -> Table:
     gpu = plan["assumed"]["gpu"]
     columns = ("GiB", "compute s", "sent GB", "traffic s", "lost s", "lost", "tokens/s")
-    table = _table(f"A step on {gpu}s; each GPU sends", "GPUs", "layout", *columns)
+    table = _table(f"A step on {gpu} GPUs", "GPUs", "layout", *columns)
     table.columns[1].justify = "left"
     for row in plan["time"]:
         fits = row["memory"] <= GPUS[gpu].memory
@@ -139,7 +141,7 @@ def _time(plan: Numbers) -> Table:
 
 def _growth(plan: Numbers) -> Table:
     counts = [f"{row['gpus']:,}" for row in plan["time"]]
-    title = f"Distinct tokens/s and share lost on so many {plan['assumed']['gpu']}s, by the first way that fits"
+    title = f"Distinct tokens/s and share lost on so many {plan['assumed']['gpu']} GPUs, by the first way that fits"
     table = _table(title, "model", *dict.fromkeys(counts))
     for row in plan["growth"]:
         cells = ["does not fit" if cell is None else _cell(cell) for cell in row["cells"]]

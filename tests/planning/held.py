@@ -1,4 +1,7 @@
-"""What a real training step holds: bytes of live tensors, counted as operations make them and let them go."""
+"""What a real training step holds and computes.
+
+Bytes are those of live tensors, counted as operations make them and let them go; operations are counted by torch.
+"""
 
 import weakref
 from collections.abc import Callable
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from spl.data.collate import EncodedExample, collate
 from spl.types import Comparison, PreferenceBatch
@@ -96,3 +100,32 @@ def random_pairs(vocabulary: int, prompt: int, reply: int, count: int) -> Prefer
         ends = (start + text(reply), start + text(reply))
         examples.append(EncodedExample(ends, (prompt,) * 2, (Comparison(0, 1, 1.0),), None, ""))
     return collate(examples)
+
+
+def _attention(products: int) -> Any:
+    """Operations of a fused kernel, of whose products each is [q, D] times [D, k] or alike."""
+
+    def count(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        query, key = shapes[:2] if products == 2 else shapes[1:3]
+        batch, heads, queries, width = query
+        return products * 2 * int(batch * heads * queries * key[2] * width)
+
+    return count
+
+
+def _product_in_place(total: Any, left: Any, right: Any, *rest: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * int(left[0] * left[1] * right[1])
+
+
+NOT_KNOWN = {  # to torch's counter
+    torch.ops.aten.addmm_: _product_in_place,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention(2),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention(5),  # the scores again
+}
+
+
+def flops_of(step: Callable[[], object]) -> float:
+    """Operations of a step as torch counts them."""
+    with FlopCounterMode(display=False, custom_mapping=NOT_KNOWN) as counter:
+        step()
+    return float(counter.get_total_flops())

@@ -35,6 +35,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", _GROUPED),
     "olmo2": ("Olmo2Config", _GROUPED),
     "gpt_neox": ("GPTNeoXConfig", _SIZES),
+    "mixtral": ("MixtralConfig", _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 # Of each family one way, of Llama all; (family, LoRA rank, checkpointing, precision).
 LOW = ("bf16-mixed", "bfloat16")
@@ -62,7 +63,9 @@ def make_module(family: str, rank: int, checkpointing: bool, precision: str) -> 
 
     def load() -> Any:
         config = getattr(transformers, kind)(**sizes)
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        # Experts one after the other, each by matrix products.
+        experts = {"experts_implementation": "eager"} if family == "mixtral" else {}
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), **experts)
         return load_policy("tiny", model=model, lora_layer=FusedLinear, **options)
 
     module.load_policy = load

@@ -103,7 +103,7 @@ def test_bytes_of_a_sharded_step_by_hand(model: Model, work: Work) -> None:
 def test_the_smallest_way_fits_and_smaller_ones_do_not(model: Model, work: Work) -> None:
     shape, setup = model.shape, Setup(reference_copy=True)
     one = peak_memory(shape, work.largest[0][1], setup).total
-    assert smallest_fit(shape, work, setup, H100) == (setup, None, peak_memory(shape, work.largest[0][1], setup))
+    assert smallest_fit(shape, work, setup, H100) == (setup, None, False, peak_memory(shape, work.largest[0][1], setup))
     tight = smallest_fit(shape, work, setup, H100._replace(memory=one - 1))
     assert tight is not None
     assert (tight.setup.devices, tight.setup.checkpointing, tight.memory.total < one) == (1, True, True)
@@ -126,6 +126,19 @@ def test_smaller_budgets_are_tried_before_more_devices(model: Model, work: Work)
     assert fit is not None
     assert fit.setup.devices == 1
     assert fit.max_tokens in [budget for budget, _ in work.largest[1:]]
+
+
+def test_gradients_are_shared_out_each_time_only_where_whole_ones_do_not_fit(model: Model) -> None:
+    few = EncodedExample(((1, 2, 3), (1, 2, 4)), (2, 2), (), None, "")  # what is held is weights
+    work, setup = Work((few,), 1, 2, None, "made up"), Setup(sums_whole=True, reference_copy=True)
+    batch = work.largest[0][1]
+    whole = peak_memory(model.shape, batch, replace(setup, layout="fsdp", devices=8)).total
+    each = peak_memory(model.shape, batch, replace(setup, layout="fsdp", devices=8, sums_whole=False)).total
+    assert each < whole
+    for memory, reduces in ((whole, False), ((whole + each) / 2, True)):
+        fit = fit_on(8, model.shape, work, setup, H100._replace(memory=memory))
+        assert fit is not None
+        assert (fit.reduces_each, fit.setup.sums_whole, fit.setup.checkpointing) == (reduces, not reduces, False)
 
 
 def test_memory_of_a_batch_of_nothing_else(model: Model) -> None:
