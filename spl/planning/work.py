@@ -134,7 +134,7 @@ def planned_work(
     Raises:
         UserError: a row of the data cannot be used.
     """
-    why = f"--tokens {tokens:,}" if tokens else _why_unread(model, data["path"])
+    why = f"--tokens {tokens:,}" if tokens else _why_unread(model, data)
     if not why:
         tokenizer = load_tokenizer(model, revision, trusted)
         encoder = Encoder(tokenizer, data["max_length"], data["template"], data["truncation"], data["turn_end"])
@@ -150,10 +150,12 @@ def planned_work(
     return Work(tuple(_made_up(k, budget // size) for k in range(size)), size, accumulated, data["max_tokens"], why)
 
 
-def _why_unread(model: str, path: str) -> str:
+def _why_unread(model: str, data: Mapping[str, Any]) -> str:
     """Why the lengths of the data are not known, or nothing where they can be."""
-    if path != SURVEY and not is_local(path):
-        return f"assumed, since {path} is not a local file (--tokens sets it)"
+    if data["mixture"]:
+        return "assumed, since data.mixture names several sources (--tokens sets it)"
+    if data["path"] != SURVEY and not is_local(data["path"]):
+        return f"assumed, since {data['path']} is not a local file (--tokens sets it)"
     if model in ARCHITECTURES:
         return f"assumed, since {model} has no tokenizer at hand (--tokens sets it)"
     return ""

@@ -81,6 +81,8 @@ def test_lengths_that_cannot_be_known_are_said_to_be_assumed(pairs: str) -> None
     assert (hub.tokens, "Anthropic/hh-rlhf is not a local file" in hub.source) == (2048, True)
     named = planned(path=pairs, model="llama-3.1-8b", max_tokens=4096)
     assert (named.tokens, "llama-3.1-8b has no tokenizer" in named.source) == (4096, True)
+    mixed = planned(mixture={pairs: 1.0}, streaming=True)
+    assert (mixed.tokens, "data.mixture" in mixed.source) == (2048, True)
 
 
 def test_a_bad_row_is_named(tmp_path: Path) -> None:
