@@ -6,6 +6,7 @@ A LightningCLI behind a thin dispatcher. Heavy imports wait until a command is k
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from typing import NoReturn
 
 from spl import __version__
@@ -27,7 +28,10 @@ Start here:
   spl fit --config configs/experiment/smollm2_hh.yaml --data.path pairs.jsonl
   spl fit --config ... --config configs/callbacks/monitor.yaml       entropy, calibration, samples while it trains
   spl fit --config ... --model.alpha 0.2 --model.beta 0.1            keep more diversity; alpha = beta is DPO
-  spl fit --config ... --output runs/mine --resume                   go on after an interruption
+  spl fit --config ... --output runs/mine --resume                   go on after an interruption, or begin
+
+fit exits with 75 where a signal stopped it (SIGTERM, SIGUSR1): run the same command with --resume. Ctrl-C gives 130, a
+mistake in the settings or the data 2, and a run that cannot go on 1.
 
 Every setting and its default: spl fit --help
 """
@@ -59,20 +63,27 @@ def _run(args: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes would warn of it at every step
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from spl.callbacks.interrupt import InterruptedTrainingError
+    from spl.callbacks.checkpoints import UnsavedRunError
+    from spl.callbacks.interrupt import InterruptedTrainingError, stoppable
     from spl.commands import SPLCommand
     from spl.modules.non_finite import NonFiniteLossError
     from spl.plan import PlanCommand
+    from spl.resume import RunFinishedError
 
     try:
-        PlanCommand(args) if args[0] == "plan" else SPLCommand(args)
+        if args[0] == "plan":
+            PlanCommand(args)
+        else:
+            with stoppable() if args[0] == "fit" else nullcontext():
+                SPLCommand(args)
+    except RunFinishedError as done:
+        sys.stdout.write(f"{done}\n")
     except (UserError, MisconfigurationException) as error:
         _fail(str(error).split("\n")[0], 2)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, UnsavedRunError) as error:
         _fail(str(error), 1)
     except InterruptedTrainingError as error:
-        folder = error.checkpoint.parent.parent
-        _fail(f"{error}. To go on: the same command with --output {folder} --resume", 128 + error.signum)
+        _fail(f"{error}. To go on: the same command with --output {error.folder or 'DIR'} --resume", error.exit_code)
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns an interrupt outside of the steps into a silent exit.
         if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):

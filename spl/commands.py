@@ -1,5 +1,6 @@
 """The LightningCLI behind `spl`: one line from settings to a run in its folder."""
 
+import json
 import logging
 import os
 import warnings
@@ -10,26 +11,28 @@ from typing import Any
 import yaml
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.logging import RichHandler
 from transformers.utils import logging as transformers_logging
 
+from spl.callbacks.checkpoints import Checkpoints, logs_of
 from spl.callbacks.export import Export
-from spl.callbacks.interrupt import InterruptCheckpoint
 from spl.callbacks.predictions import PredictionWriter
 from spl.callbacks.progress import ProgressBar
 from spl.callbacks.reference_cache import ReferenceCache
 from spl.callbacks.run_folder import MetricsLogger, RunFolder
+from spl.callbacks.run_logs import EventsLogger, rewind
 from spl.callbacks.sampler import PolicySampler
 from spl.callbacks.start import StartEndValidation, StartReport
 from spl.callbacks.throughput import ThroughputMonitor
 from spl.checkpoints import CheckpointFile, peek
 from spl.data.base import PreferenceDataModule
+from spl.disk import replacing
 from spl.modules.preference import PreferenceModule
+from spl.resume import RunFinishedError, changes, end_whole, newest_good
 from spl.secrets import SecretFilter, without_secrets
 from spl.settings import Parser, check_groups, in_one_sentence
 from spl.types import UserError
@@ -92,16 +95,11 @@ class SPLCommand(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str | None, default=None, help="Folder of the run (runs/CONFIG-TIME).")
-        parser.add_argument("--resume", action="store_true", help="Go on from the output folder's last checkpoint.")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.every_n_train_steps": 100,
-                "checkpoint.save_last": True,
-                "checkpoint.filename": "{step}",
-                "checkpoint.enable_version_counter": False,
-            }
+        parser.add_argument(
+            "--resume", action="store_true", help="Go on from the output folder's newest checkpoint; begin if none."
         )
+        parser.add_argument("--allow_changes", action="store_true", help="Go on with other settings than before.")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Export, "export")
         parser.add_lightning_class_args(ReferenceCache, "reference")
         parser.add_lightning_class_args(PolicySampler, "samples")
@@ -115,29 +113,48 @@ class SPLCommand(LightningCLI):
         settings = self.settings
         check_groups(settings, ("model", "data", "trainer", "checkpoint", "export", "reference", "samples"))
         self.output = Path(settings.output or _default_output(settings.config))
-        for name, value in (
-            ("checkpoint.dirpath", settings.checkpoint.dirpath),
-            ("trainer.default_root_dir", settings.trainer.default_root_dir),
-        ):
-            if value:
+        if settings.trainer.default_root_dir:
+            raise UserError(
+                f"trainer.default_root_dir is {settings.trainer.default_root_dir!r}, but a run keeps everything in one "
+                "folder: give --output instead."
+            )
+        if self.subcommand == "fit":
+            begun = any((self.output / "checkpoints").glob("*.ckpt")) or (self.output / "metrics.csv").exists()
+            if begun and not settings.resume:
                 raise UserError(
-                    f"{name} is {value!r}, but a run keeps everything in one folder: give --output instead."
+                    f"{self.output} holds a run already: go on with it by --resume, or give another --output."
                 )
-        settings.checkpoint.dirpath = str(self.output / "checkpoints")
-        last = self.output / "checkpoints" / "last.ckpt"
-        if settings.resume and self.subcommand == "fit":
-            if not settings.output:
-                raise UserError("--resume needs --output DIR, the folder of the run to go on with.")
-            if not last.is_file():
-                raise UserError(f"nothing to resume: {last} does not exist. Leave --resume out to begin.")
-            settings.ckpt_path = str(last)
-        elif self.subcommand == "fit" and (self.output / "metrics.csv").exists():
-            raise UserError(f"{self.output} holds a run already: go on with it by --resume, or give another --output.")
+        _log_to(self.output / "log.txt")
+        if self.subcommand == "fit" and settings.resume:
+            self._resume()
+
+    def _resume(self) -> None:
+        """Find the checkpoint to go on from, and leave of the logs what it knows of.
+
+        Raises:
+            UserError: it would be another run.
+            RunFinishedError: nothing is left to do.
+        """
+        settings, summary = self.settings, self.output / "summary.json"
+        if not settings.output:
+            raise UserError("--resume needs --output DIR, the folder of the run to go on with.")
+        changed = changes(self.output / "config.yaml", self._kept_settings(), settings.allow_changes)
+        if summary.exists() and not changed:
+            steps = json.loads(summary.read_text())["steps"]
+            raise RunFinishedError(f"{self.output} is finished: {steps:,} steps. Nothing to resume.")
+        path = newest_good(self.output / "checkpoints")
+        if path:
+            settings.ckpt_path = str(path)
+        else:
+            log.info("Nothing was saved in %s, so the run begins.", self.output)
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            summary.unlink(missing_ok=True)
+            rewind(self.output, logs_of(path) if path else {})
 
     def _parse_ckpt_path(self) -> None:
         """Not Lightning's, which lays a checkpoint's settings over those that were given; see `_compare`."""
         path = self.settings.get("ckpt_path")
-        if path and not Path(path).is_file():
+        if path and not Path(path).exists():
             raise UserError(f"no checkpoint {path!r}: --ckpt_path takes a file that a run saved in its checkpoints/.")
 
     def _compare(self, path: str) -> None:
@@ -168,27 +185,31 @@ class SPLCommand(LightningCLI):
             raise UserError(f"a setting cannot be used: {said}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        _log_to(self.output / "log.txt")
         if self.settings.get("ckpt_path"):
             self._compare(self.settings.ckpt_path)
         given = self.config_init[self.subcommand].trainer.logger
         if given is not False:
-            extra = [TensorBoardLogger(self.output, name="tensorboard", version="")] if given in (None, True) else given
+            extra = [EventsLogger(self.output)] if given in (None, True) else given
             kwargs["logger"] = [
-                MetricsLogger(self.output, resume=self.settings.resume),
+                MetricsLogger(self.output),
                 *(extra if isinstance(extra, list) else [extra]),
             ]
         kwargs["default_root_dir"] = str(self.output)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        end_whole(trainer)
+        # Lightning's handlers would broadcast from within a signal, and requeue SLURM jobs by themselves.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: Any) -> Trainer:
+        savers = [c for c in callbacks if isinstance(c, Checkpoints)]
         # In this order: the last checkpoint is written before the last validation begins.
-        ours = [StartReport(), ThroughputMonitor(), RunFolder(), StartEndValidation(), InterruptCheckpoint()]
+        ours = [StartReport(), ThroughputMonitor(), RunFolder(), *savers, StartEndValidation()]
         if config.get("enable_progress_bar") is not False:
             ours.append(ProgressBar())
-        if self.subcommand != "fit":
-            config["enable_checkpointing"] = False
-            callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
+        given = config.get("callbacks") or []
+        config["enable_checkpointing"] = self.subcommand == "fit" and any(isinstance(c, Checkpoint) for c in given)
+        callbacks = [c for c in callbacks if c not in savers]
         config["plugins"] = [*_as_list(config.get("plugins")), CheckpointFile()]
         return super()._instantiate_trainer(config, [*ours, PredictionWriter(), *callbacks])
 
@@ -198,15 +219,18 @@ class SPLCommand(LightningCLI):
 
     def before_fit(self) -> None:
         if self.trainer.is_global_zero:
-            self.output.mkdir(parents=True, exist_ok=True)
-            settings = self.settings.clone()
-            for own in ("config", "output", "resume", "ckpt_path"):
-                settings.pop(own, None)
-            settings.checkpoint.dirpath = None
             path = self.output / "config.yaml"
-            dumped = yaml.safe_load(self._parser("fit").dump(settings, skip_none=False))
-            text = yaml.safe_dump(without_secrets(dumped), sort_keys=False, allow_unicode=True)
-            path.write_text(f"# spl fit --config {path} --output NEW\n{text}", encoding="utf-8")
+            text = yaml.safe_dump(self._kept_settings(), sort_keys=False, allow_unicode=True)
+            with replacing(path) as file:
+                file.write(f"# spl fit --config {path} --output NEW\n{text}".encode())
+
+    def _kept_settings(self) -> dict[str, Any]:
+        """Of the run, without where it lies and without secrets."""
+        settings = self.settings.clone()
+        for own in ("config", "output", "resume", "allow_changes", "ckpt_path"):
+            settings.pop(own, None)
+        kept: dict[str, Any] = without_secrets(yaml.safe_load(self._parser("fit").dump(settings, skip_none=False)))
+        return kept
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -228,6 +252,7 @@ def _log_to(path: Path) -> None:
     if getattr(rank_zero_only, "rank", 0) == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")
+        file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is told of elsewhere
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         for handler in (file, RichHandler(console=Console(stderr=True), show_path=False, show_time=False)):
             handler.addFilter(SecretFilter())

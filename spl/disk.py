@@ -34,6 +34,23 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
+def append(path: Path, text: str) -> None:
+    """Add lines to a file, all of them or none.
+
+    Raises:
+        OSError: it cannot be written; it is what it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        size = file.tell()
+        try:
+            file.write(text.encode())
+            file.flush()
+        except OSError:
+            os.truncate(path, size)
+            raise
+
+
 def sync_folder(folder: Path) -> None:
     """Bring renamed, new and removed names of a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "loading": TYPES,
     "disk": set(),
     "checkpoints": TYPES | {"disk"},
+    "resume": TYPES | {"checkpoints"},
     "data": TYPES | {"secrets"},
     "modules": TYPES | {"checkpoints", "disk", "models", "loading", "logprobs", "objective", "secrets"},
     "planning": TYPES | {"models", "data", "modules"},

@@ -1,69 +1,95 @@
-"""Ctrl-C and SIGTERM: finish the step, save a checkpoint, stop."""
+"""Signals that ask a run to stop."""
 
-import logging
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C; what spot instances and schedulers send; what SLURM sends ahead where it is asked to."""
+_TEMPORARY = 75  # EX_TEMPFAIL of sysexits.h: the same again may succeed
 
-log = logging.getLogger(__name__)
 
+class InterruptedTrainingError(BaseException):
+    """A run was asked to stop. No Exception, or code that expects such of a model could take it for one.
 
-class InterruptedTrainingError(Exception):
-    """Training was asked to stop and has saved a checkpoint."""
+    Args:
+        signum: the signal.
+        step: the optimiser step that was finished last; None before training.
+    """
 
-    def __init__(self, signum: int, step: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; saved {checkpoint}")
+    def __init__(self, signum: int, step: int | None = None) -> None:
+        super().__init__()
         self.signum = signum
-        self.checkpoint = checkpoint
+        self.step = step
+        self.folder: Path | None = None  # of the run
+        self.checkpoint: Path | None = None  # of that step
+        self.unsaved = ""  # why there is no checkpoint of the step
+
+    def __str__(self) -> str:
+        when = "before training" if self.step is None else f"after step {self.step:,}"
+        kept = f"; saved {self.checkpoint}" if self.checkpoint else f"; {self.unsaved}" if self.unsaved else ""
+        return f"stopped by {signal.Signals(self.signum).name} {when}{kept}"
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, else 75, which tells a job script to run the command again with --resume."""
+        return 128 + signal.SIGINT if self.signum == signal.SIGINT else _TEMPORARY
 
 
-class InterruptCheckpoint(Callback):
-    """Saves `checkpoints/last.ckpt` when a signal asks the run to stop; a second signal stops it at once.
+def stop_at_once(signum: int, frame: FrameType | None) -> None:
+    """A handler for while nothing is to be saved.
 
-    The checkpoint is taken between two optimiser steps, so that no gradient is lost. Training ends with
-    InterruptedTrainingError.
+    Raises:
+        InterruptedTrainingError: always.
+    """
+    raise InterruptedTrainingError(signum)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Have the signals that would kill the process raise InterruptedTrainingError in a block."""
+    before = {signum: signal.signal(signum, stop_at_once) for signum in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+class Signals:
+    """Notes a signal for the step to finish, or raises while nothing would be lost; the next one is not held back.
+
+    Attributes:
+        received: the signal, once there was one.
+        interruptible: raise InterruptedTrainingError at once.
     """
 
     def __init__(self) -> None:
-        self.signum: int | None = None
+        self.received: int | None = None
+        self.interruptible = False
         self._before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.signum = None
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+    def listen(self) -> None:
+        """Take the signals over."""
+        self.received, self.interruptible = None, False
+        self._before = self._before or {signum: signal.signal(signum, self._note) for signum in STOPPING}
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
-        self._restore()
-        log.warning("%s: finishing the step, then saving. Again to stop at once.", signal.Signals(signum).name)
-
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Give them back."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before = {}
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        epoch = trainer.fit_loop.epoch_loop
-        if epoch._should_accumulate():
-            return
-        if not trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False):
-            return
-        if epoch.batch_progress.is_last_batch and trainer.num_training_batches == float("inf"):
-            return  # Lightning would count on from a stream's last batch when it goes on: take one step more
-        # What comes after this hook: the step's own metrics, which the run that goes on will not log again.
-        trainer._logger_connector.on_batch_end()
-        trainer._logger_connector.update_train_step_metrics()
-        path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        trainer.save_checkpoint(path)
-        raise InterruptedTrainingError(self.signum or signal.SIGTERM, trainer.global_step, path)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore()
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.received = signum
+        self.restore()
+        if self.interruptible:
+            stop_at_once(signum, frame)
+        # No logging, which may be at work where the signal came.
+        os.write(
+            2, f"{signal.Signals(signum).name}: finishing the step, then saving. Again to stop at once.\n".encode()
+        )

@@ -9,6 +9,8 @@ from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
+from spl.callbacks.run_logs import spared
+
 
 def log_now(trainer: Trainer, values: Mapping[str, float]) -> None:
     """Log values of the present weights, under any hook, whatever `log_every_n_steps` is; also for ModelCheckpoint.
@@ -35,26 +37,28 @@ def log_figure(trainer: Trainer, name: str, figure: Figure) -> None:
     if not trainer.is_global_zero or trainer.state.fn != "fit":
         return
     path = Path(trainer.default_root_dir) / "figures" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    for logger in trainer.loggers:
-        backend: Any = logger
-        if isinstance(logger, TensorBoardLogger):
-            backend.experiment.add_figure(name, figure, _step(trainer), close=False)
-        elif hasattr(backend, "log_image"):  # W&B, and others of its kind
-            backend.log_image(key=name, images=[str(path)], step=_step(trainer))
+    with spared(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+        for logger in trainer.loggers:
+            backend: Any = logger
+            if isinstance(logger, TensorBoardLogger):
+                backend.experiment.add_figure(name, figure, _step(trainer), close=False)
+            elif hasattr(backend, "log_image"):  # W&B, and others of its kind
+                backend.log_image(key=name, images=[str(path)], step=_step(trainer))
 
 
 def log_table(trainer: Trainer, name: str, columns: list[str], rows: list[list[str]]) -> None:
     """Give a table of texts to the loggers that take texts."""
     if not trainer.is_global_zero:
         return
-    for logger in trainer.loggers:
-        backend: Any = logger
-        if isinstance(logger, TensorBoardLogger):
-            backend.experiment.add_text(name, _markdown(columns, rows), _step(trainer))
-        elif hasattr(backend, "log_text"):
-            backend.log_text(key=name, columns=columns, data=rows, step=_step(trainer))
+    with spared(f"the table {name}"):
+        for logger in trainer.loggers:
+            backend: Any = logger
+            if isinstance(logger, TensorBoardLogger):
+                backend.experiment.add_text(name, _markdown(columns, rows), _step(trainer))
+            elif hasattr(backend, "log_text"):
+                backend.log_text(key=name, columns=columns, data=rows, step=_step(trainer))
 
 
 def _markdown(columns: list[str], rows: list[list[str]]) -> str:

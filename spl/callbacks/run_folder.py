@@ -1,10 +1,13 @@
-"""Everything a run writes about itself in one folder: metrics.csv, summary.json, the last checkpoint."""
+"""What a run writes about itself in its folder: metrics.csv as it goes, summary.json at the end."""
 
 import csv
 import hashlib
+import io
 import json
+import logging
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,13 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from spl.callbacks.summary import summary
+from spl.disk import append, replacing
+
+log = logging.getLogger(__name__)
 
 _PACKAGES = ("spl", "torch", "lightning", "transformers", "peft", "datasets")
 
@@ -24,12 +31,11 @@ class MetricsLogger(CSVLogger):
 
     Args:
         folder: of the run.
-        resume: rows from the step that is logged first are written again, so those of a killed run give way.
     """
 
-    def __init__(self, folder: Path, resume: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
-        self.resume = resume
+        self._told = False
 
     @property
     def log_dir(self) -> str:
@@ -40,43 +46,67 @@ class MetricsLogger(CSVLogger):
     def experiment(self) -> Any:
         if self._experiment is None:
             Path(self.save_dir).mkdir(parents=True, exist_ok=True)
-            self._experiment = _Writer(self.save_dir, self.resume)
+            self._experiment = _Writer(self.save_dir)
         return self._experiment
+
+    @rank_zero_only
+    def save(self) -> None:
+        """A full disk does not end the run: rows are kept until there is room."""
+        try:
+            self.experiment.save()
+            self._told = False
+        except OSError as error:
+            if not self._told:
+                log.warning("metrics.csv could not be written (%s): its rows are kept until there is room.", error)
+            self._told = True
 
     def log_hyperparams(self, params: Any = None) -> None:
         """config.yaml holds them."""
 
 
 class _Writer(ExperimentWriter):
-    def __init__(self, log_dir: str, resume: bool) -> None:
-        super().__init__(log_dir)
-        self.resume = resume
+    """Rows are appended; the file is written anew, at once, where a column comes to it."""
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
+        self.columns: list[str] = []  # that the file has
         if path.is_file():
             with path.open(newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
+                self.columns = next(csv.reader(file), [])
 
-    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        if self.resume and step is not None:
-            self._drop_from(step)
-            self.resume = False
-        super().log_metrics(metrics_dict, step)
+    def save(self) -> None:
+        """Write what was logged; all of it stays for the next time where that fails.
 
-    def _drop_from(self, step: int) -> None:
-        path = Path(self.metrics_file_path)
+        Raises:
+            OSError: the file cannot be written; it is what it was.
+        """
+        if not self.metrics:
+            return
+        path, columns = Path(self.metrics_file_path), sorted(set(self.columns).union(*self.metrics))
+        if columns == self.columns:
+            append(path, _lines(columns, self.metrics))
+        else:
+            self._rewrite(path, columns)
+        self.metrics = []
+
+    def _rewrite(self, path: Path, columns: list[str]) -> None:
+        rows: list[Any] = self.metrics
         if path.is_file():
             with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, self.metrics_keys)
-                writer.writeheader()
-                writer.writerows(rows)
+                rows = [*csv.DictReader(file), *rows]
+        with replacing(path) as file:
+            file.write((_lines(columns, [dict(zip(columns, columns, strict=True))]) + _lines(columns, rows)).encode())
+        self.columns = columns
+
+
+def _lines(columns: list[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, columns).writerows(rows)
+    return text.getvalue()
 
 
 class RunFolder(Callback):
-    """Keeps start and end figures, saves the last checkpoint, writes `summary.json` and prints a short table.
+    """Keeps start and end figures, writes `summary.json` when all else is done, and prints a short table.
 
     A figure's start is its first value in the run, its end the last.
     """
@@ -110,17 +140,9 @@ class RunFolder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start = state_dict["start"]
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After every other callback's end of fit, the export among them."""
         if stage != "fit":
-            return
-        if not self.began:  # a finished run was resumed: nothing was trained
-            Console().print(
-                f"{trainer.default_root_dir} is finished: {trainer.global_step:,} steps. Nothing to resume."
-            )
             return
         if not trainer.is_global_zero:
             return
@@ -135,8 +157,8 @@ class RunFolder(Callback):
             "hashes": {str(f.relative_to(folder)): _sha256(f) for f in sorted(folder.glob("export/*.safetensors"))},
             "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "summary.json").write_text(json.dumps(facts, indent=2) + "\n")
+        with replacing(folder / "summary.json") as file:
+            file.write(f"{json.dumps(facts, indent=2)}\n".encode())
         Console().print(summary(self.start, end))
         Console().print(f"Finished {trainer.global_step:,} steps in {facts['seconds']:,} s. Everything is in {folder}.")
 

@@ -40,7 +40,8 @@ class PolicySampler(Callback):
     """Samples replies at temperature 1 before the first step, every N steps and after the last.
 
     Every callback of the trainer with a method `on_samples(trainer, pl_module, samples: SampleRound)` is given them;
-    with none such nothing is drawn. Callbacks with a method `on_sampling_start(trainer, pl_module)` hear of it before.
+    with none such nothing is drawn. Callbacks with a method `on_sampling_start(trainer, pl_module)` or
+    `on_sampling_end` hear of it before, and when all have looked.
     The random numbers are the same in every round, so that rounds differ by the policy alone. Monitors add a sampler
     with default settings where the trainer has none.
 
@@ -112,24 +113,25 @@ class PolicySampler(Callback):
         listeners = [c for c in callbacks if hasattr(c, "on_samples")]
         if not listeners or self._last_step == trainer.global_step:
             return
-        self._last_step = trainer.global_step
         if self._asked is None:
             self._asked = self._choose_prompts(trainer)
-        if not self._asked:
-            return
-        for callback in callbacks:
-            if hasattr(callback, "on_sampling_start"):
-                callback.on_sampling_start(trainer, pl_module)
+        if self._asked:
+            _tell(callbacks, "on_sampling_start", trainer, pl_module)
+            samples = self._draw_finite(trainer, pl_module)
+            _tell(listeners, "on_samples", trainer, pl_module, samples)
+        self._last_step = trainer.global_step  # not before, for a round may be broken off
+        if self._asked:
+            _tell(callbacks, "on_sampling_end", trainer, pl_module)
+
+    def _draw_finite(self, trainer: Trainer, pl_module: LightningModule) -> SampleRound:
         try:
             with trainer.precision_plugin.forward_context():
-                samples = self._draw(trainer, pl_module)
+                return self._draw(trainer, pl_module)
         except FloatingPointError as error:
             raise UserError(
                 f"{error} at step {trainer.global_step}, so it cannot be sampled; checkpoints saved before are kept. "
                 "Lower model.lr, or set trainer.gradient_clip_val."
             ) from error
-        for listener in listeners:
-            listener.on_samples(trainer, pl_module, samples)
 
     def _choose_prompts(self, trainer: Trainer) -> list[tuple[int, Prompt]]:
         """The prompts that this process draws for; empty where there are none."""
@@ -192,6 +194,12 @@ class PolicySampler(Callback):
         batch = trainer.datamodule.sample_batch(prompts, [list(s.token_ids) for s in samples])
         laws: ResponseLaws = module.laws(module.transfer_batch_to_device(batch, module.device, 0), of_reference)
         return laws
+
+
+def _tell(callbacks: list[Any], hook: str, *args: Any) -> None:
+    for callback in callbacks:
+        if hasattr(callback, hook):
+            getattr(callback, hook)(*args)
 
 
 def _rows_of(laws: ResponseLaws, prompts: slice, num_samples: int) -> ResponseLaws:

@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from spl.callbacks.record import log_table
+from spl.callbacks.run_logs import spared
 from spl.callbacks.sampler import PromptSamples, SampleRound, ensure_sampler
+from spl.disk import append
 from spl.types import UserError
 
 Asked = tuple[PromptSamples, PromptSamples | None]
@@ -65,12 +67,11 @@ class SampleTable(Callback):
             get_console().print(sample_table(samples.step, asked[: self.num_shown], self.width))
 
     def _write(self, path: Path, step: int, asked: Sequence[Asked]) -> None:
-        if not self._begun:
-            _drop_from(path, step)
-            self._begun = True
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(_line(step, *pair) for pair in asked)
+        with spared(str(path)):
+            if not self._begun:
+                _drop_from(path, step)
+                self._begun = True
+            append(path, "".join(_line(step, *pair) for pair in asked))
 
 
 def _all_processes(own: list[Asked]) -> list[Asked]:

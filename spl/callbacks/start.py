@@ -118,17 +118,42 @@ def _show(rows: dict[str, str], example: str) -> None:
 
 
 class StartEndValidation(Callback):
-    """Validates before the first step and after the last, so that every curve starts at 0 and ends at the end."""
+    """Validates before the first step and after the last, so that every curve starts at 0 and ends at the end.
+
+    A run that goes on from a step which a validation was to follow begins with it.
+    """
 
     def __init__(self) -> None:
         self.last_step = -1
+        self._due = False  # a validation, after the step that has just ended
+        self._epoch = 0  # of that step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"due": self._due, "epoch": self._epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._due, self._epoch = state_dict["due"], state_dict["epoch"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:
             self._validate(trainer)
+        elif self._due:
+            progress = trainer.fit_loop.epoch_progress.current
+            present, progress.completed = progress.completed, self._epoch  # Lightning may have closed the epoch
+            self._validate(trainer)
+            progress.completed = present
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loop = trainer.fit_loop
+        if not loop.epoch_loop._should_accumulate():
+            assert loop._data_fetcher is not None
+            self._due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+            self._epoch = trainer.current_epoch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.last_step = trainer.global_step
+        self.last_step, self._due = trainer.global_step, False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.last_step != trainer.global_step:
@@ -138,6 +163,7 @@ class StartEndValidation(Callback):
         if trainer.enable_validation:
             first = trainer._logger_connector._first_loop_iter
             trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.restarting = False  # it begins at its first batch
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
             trainer._logger_connector._first_loop_iter = first

@@ -20,9 +20,10 @@ from monitor_run import module, run, trainer
 from torch.utils.data import DataLoader
 
 from spl.callbacks.calibration import CalibrationMonitor
+from spl.callbacks.checkpoints import Checkpoints
 from spl.callbacks.early_warnings import EarlyWarnings
 from spl.callbacks.entropy import EntropyMonitor
-from spl.callbacks.interrupt import InterruptCheckpoint, InterruptedTrainingError
+from spl.callbacks.interrupt import InterruptedTrainingError
 from spl.callbacks.reference_cache import ReferenceCache
 from spl.callbacks.rewards import RewardMonitor
 from spl.callbacks.sampler import PolicySampler, SampleRound
@@ -257,7 +258,7 @@ def test_a_round_that_an_interrupt_came_before_is_drawn_on_resuming(tmp_path: Pa
     whole, parts = Rounds(), Rounds()
     trainer(tmp_path / "whole", whole, PolicySampler(**SAMPLER)).fit(module(), survey())
     with pytest.raises(InterruptedTrainingError):
-        trainer(tmp_path, Interrupt(), InterruptCheckpoint(), parts, PolicySampler(**SAMPLER)).fit(module(), survey())
+        trainer(tmp_path, Interrupt(), Checkpoints(), parts, PolicySampler(**SAMPLER)).fit(module(), survey())
     assert [r.step for r in parts.rounds] == [0]
     last = tmp_path / "checkpoints" / "last.ckpt"
     again = trainer(tmp_path, parts, PolicySampler(**SAMPLER))

@@ -14,7 +14,8 @@ from lightning import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from spl.callbacks.interrupt import InterruptCheckpoint, InterruptedTrainingError
+from spl.callbacks.checkpoints import Checkpoints
+from spl.callbacks.interrupt import InterruptedTrainingError
 from spl.callbacks.reference_cache import ReferenceCache
 from spl.cli import main
 from spl.data.base import PreferenceDataModule
@@ -121,7 +122,7 @@ class Stop(Callback):
 
 def interrupted(folder: Path, cache: str, rank: int, after: int) -> tuple[Path, Steps]:
     """The checkpoint of a run of 8 steps that was stopped, and what it had seen."""
-    seen, stops = Steps(), (Stop(after - 1), InterruptCheckpoint())
+    seen, stops = Steps(), (Stop(after - 1), Checkpoints())
     with pytest.raises(InterruptedTrainingError, match=f"after step {after}"):
         trainer(folder, 8, seen, ReferenceCache(cache), *stops).fit(
             module_of(rank), PreferenceDataModule("survey", batch_size=2)

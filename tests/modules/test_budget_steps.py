@@ -15,7 +15,8 @@ import torch
 from budget_run import Kind, Steps, make_module, make_trainer, run, write_pairs
 from lightning import Callback, LightningModule, Trainer
 
-from spl.callbacks.interrupt import InterruptCheckpoint, InterruptedTrainingError
+from spl.callbacks.checkpoints import Checkpoints
+from spl.callbacks.interrupt import InterruptedTrainingError
 from spl.data.base import PreferenceDataModule
 from spl.data.collate import collate
 
@@ -152,7 +153,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(path: Path, tmp_path: Path, done
         return seen, module
 
     straight, whole = fit()
-    before, _ = fit(Stop(done), InterruptCheckpoint())
+    before, _ = fit(Stop(done), Checkpoints())
     after, resumed = fit(ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
     assert len(before.rows) == done
     assert straight.accumulated > 2

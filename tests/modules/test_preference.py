@@ -10,7 +10,8 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from spl.callbacks.interrupt import InterruptCheckpoint, InterruptedTrainingError
+from spl.callbacks.checkpoints import Checkpoints
+from spl.callbacks.interrupt import InterruptedTrainingError
 from spl.data.base import PreferenceDataModule
 from spl.data.collate import EncodedExample, collate
 from spl.data.survey import SURVEY
@@ -177,8 +178,7 @@ class Stop(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("at", [5, 7], ids=["mid-epoch", "end-of-epoch"])
+@pytest.mark.parametrize(("at", "streaming"), [(5, False), (7, False), (5, True)])
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, at: int, streaming: bool) -> None:
     def data() -> PreferenceDataModule:
         return PreferenceDataModule("survey", batch_size=2, streaming=streaming)  # four batches an epoch
@@ -191,7 +191,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, at: int, streami
     trainer(tmp_path, 12, straight).fit(whole, data())
     before = Losses()
     with pytest.raises(InterruptedTrainingError, match=f"SIGTERM after step {at + 1}"):
-        trainer(tmp_path, 12, before, Stop(at), InterruptCheckpoint()).fit(module(), data())
+        trainer(tmp_path, 12, before, Stop(at), Checkpoints()).fit(module(), data())
     after, rest = module(), Losses()
     trainer(tmp_path, 12, rest).fit(after, data(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
     assert before.losses + rest.losses == straight.losses
