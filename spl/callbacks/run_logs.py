@@ -24,7 +24,7 @@ class EventsLogger(TensorBoardLogger):
     """TensorBoard's events in `tensorboard/` of the run folder. A full disk costs events, which metrics.csv has too."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, name="tensorboard", version="")
+        super().__init__(folder, name="tensorboard", version="", default_hp_metric=False)  # or each start adds one
         self._told = False
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
