@@ -178,7 +178,7 @@ class Stop(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize(("at", "streaming"), [(5, False), (7, False), (5, True)])
+@pytest.mark.parametrize(("at", "streaming"), [(5, False), (7, False), (5, True), (7, True)])
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, at: int, streaming: bool) -> None:
     def data() -> PreferenceDataModule:
         return PreferenceDataModule("survey", batch_size=2, streaming=streaming)  # four batches an epoch
