@@ -29,6 +29,7 @@ Start here:
   spl fit --config ... --config configs/callbacks/monitor.yaml       entropy, calibration, samples while it trains
   spl fit --config ... --model.alpha 0.2 --model.beta 0.1            keep more diversity; alpha = beta is DPO
   spl fit --config ... --output runs/mine --resume                   go on after an interruption, or begin
+  spl plan --config ... --model.model llama-3.1-8b --gpus 8          what a run would take on GPUs
 
 fit exits with 75 where a signal stopped it (SIGTERM, SIGUSR1): run the same command with --resume. Ctrl-C gives 130, a
 mistake in the settings or the data 2, and a run that cannot go on 1.

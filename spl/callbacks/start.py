@@ -36,7 +36,10 @@ class StartReport(Callback):
         longest = _to(data.longest_batch(), module)
         rows = module.describe() | data.describe() | _schedule(trainer, module)
         rows["longest batch"] = f"{longest.num_tokens:,} distinct tokens"
-        rows["peak memory"] = f"about {_size(module.peak_memory(longest))} by estimate"
+        memory = module.peak_memory(longest)
+        rows["peak memory"] = (
+            f"about {_size(memory.total)} by estimate, {_size(memory.working)} of it for the longest batch"
+        )
         rows["outputs"] = trainer.default_root_dir
         if trainer.is_global_zero:
             _show(rows, data.decoded_example())

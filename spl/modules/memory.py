@@ -63,9 +63,18 @@ class Memory(NamedTuple):
     outside: float  # of what is not tensors
 
     @property
+    def lasting(self) -> float:
+        """What is held whatever the batch."""
+        return self.weights + self.gradients + self.moments + self.reference + self.gathered + self.outside
+
+    @property
+    def working(self) -> float:
+        """What is held besides at the worst moment of a step."""
+        return max(self.activations + max(self.head, self.layer), self.end)
+
+    @property
     def total(self) -> float:
-        lasting = self.weights + self.gradients + self.moments + self.reference + self.gathered + self.outside
-        return lasting + max(self.activations + max(self.head, self.layer), self.end)
+        return self.lasting + self.working
 
 
 def peak_memory(shape: Shape, batch: PreferenceBatch, setup: Setup) -> Memory:

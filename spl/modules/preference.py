@@ -16,7 +16,7 @@ from spl.logprobs.score import prepare
 from spl.models import fingerprint
 from spl.modules.base import PolicyModule
 from spl.modules.figures import MEANS, preference_figures
-from spl.modules.memory import Setup, peak_memory
+from spl.modules.memory import Memory, Setup, peak_memory
 from spl.modules.reference import Reference
 from spl.modules.shape import shape_of
 from spl.modules.sharding import is_sharded
@@ -199,9 +199,9 @@ class PreferenceModule(PolicyModule):
         gap = ((policy.logps - reference).abs() / policy.num_tokens).max().item()
         return StartCheck(self.loss(reference, reference, batch).loss.item(), gap)
 
-    def peak_memory(self, batch: PreferenceBatch) -> float:
+    def peak_memory(self, batch: PreferenceBatch) -> Memory:
         """Estimated bytes on one device of a training step on a batch."""
-        return peak_memory(shape_of(self.policy), batch, self._memory_setup(batch)).total
+        return peak_memory(shape_of(self.policy), batch, self._memory_setup(batch))
 
     def _memory_setup(self, batch: PreferenceBatch) -> Setup:
         trainer = self._trainer

@@ -22,7 +22,7 @@ LORA_RANK = 16  # of a plan beside one for all weights
 KINDS: tuple[tuple[str, Dtype, bool], ...] = (  # of weights and products
     ("float32", "float32", False),
     ("bf16-mixed", "float32", True),
-    ("bfloat16 weights", "bfloat16", False),
+    ("bfloat16", "bfloat16", False),
 )
 
 

@@ -99,7 +99,9 @@ def _operations(step: Numbers) -> Table:
 
 def _fits(plan: Numbers) -> Table:
     table = _table("The smallest way that fits", "GPU", "LoRA", "GiB", "all weights", "GiB")
-    table.caption = "recomputed: model.gradient_checkpointing; reduced each time: reduce_every_micro_batch"
+    table.caption = (
+        "recomputed: gradient_checkpointing; tokens: max_tokens; reduced each time: reduce_every_micro_batch"
+    )
     table.caption_justify = "left"
     table.columns[1].justify = table.columns[3].justify = "left"
     for row in plan["fits"]:
@@ -111,9 +113,9 @@ def _fits(plan: Numbers) -> Table:
 
 
 def _way(fit: Numbers) -> str:
-    words = ["one GPU" if fit["gpus"] == 1 else f"{fit['gpus']} GPUs, {_LAYOUTS[fit['layout']]}"]
+    words = ["one GPU" if fit["gpus"] == 1 else f"{fit['gpus']} GPUs {_LAYOUTS[fit['layout']]}"]
     words += ["recomputed"] if fit["checkpointing"] else []
-    words += [f"max_tokens {fit['max_tokens']:,}"] if fit["max_tokens"] else []
+    words += [f"{fit['max_tokens']:,} tokens"] if fit["max_tokens"] else []
     words += ["reduced each time"] if fit["reduce_every_micro_batch"] else []
     return ", ".join(words)
 

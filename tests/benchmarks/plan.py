@@ -39,9 +39,8 @@ def row(model: str, dtype: Any, rank: int, checkpointing: bool) -> list[str]:
     real = held_by(module, batch)
     setup = Setup(checkpointing=checkpointing, reference_copy=rank == 0, cuda=False)
     memory = peak_memory(shape_of(module.policy), batch, setup)
-    lasting = memory.weights + memory.gradients + memory.moments + memory.reference
     counted = flops_of(lambda: module.loss_of(batch).backward()) / step_flops(matrix_sizes(module.policy), batch)
-    numbers = (sum(real[:4]), lasting, real.working, memory.total - lasting)
+    numbers = (sum(real[:4]), memory.lasting, real.working, memory.working)
     ratio = memory.total / sum(real)
     name = Path(model).stem.split(".")[0]
     how = f"LoRA r={rank}" if rank else "all weights"
