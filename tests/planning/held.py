@@ -29,9 +29,13 @@ class Live(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage._cdata not in self.sizes:
             self.sizes[storage._cdata] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
+            self.grow(storage.nbytes())
             weakref.finalize(storage, self._drop, storage._cdata)
+
+    def grow(self, size: int) -> None:
+        """Count bytes that no operation shows."""
+        self.now += size
+        self.peak = max(self.peak, self.now)
 
     def _drop(self, key: int) -> None:
         self.now -= self.sizes.pop(key)

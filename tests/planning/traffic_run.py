@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -99,28 +99,34 @@ def train(sharding: dict[str, bool] | None, rank: int, precision: str, folder: P
     return {"sent": witness.sent.seen, "held": witness.held}
 
 
-def run(rank: int, port: int, out: Path) -> None:
-    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def run(rank: int, out: Path) -> None:
     seen = {name: train(*way, out.parent) for name, way in WAYS.items()}
     if rank == 0:
         out.write_text(json.dumps(seen))
 
 
-if __name__ == "__main__":
+def in_two(run: Callable[[int], None]) -> int:
+    """Fork two processes that find each other, and run a function of the rank in both; the worse exit status."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     children = []
     for rank in (0, 1):
         if not (child := os.fork()):
+            os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            torch.set_num_threads(1)
             status = 1
             try:
-                run(rank, port, Path(sys.argv[1]))
+                run(rank)
                 status = 0
             except BaseException:
                 traceback.print_exc()
+            sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)  # gloo's threads may abort a process that ends in the ordinary way
         children.append(child)
-    raise SystemExit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+
+
+if __name__ == "__main__":
+    raise SystemExit(in_two(lambda rank: run(rank, Path(sys.argv[1]))))
