@@ -39,6 +39,16 @@ from spl.types import UserError
 
 log = logging.getLogger("spl")
 
+_GROUPS = {
+    "model": PreferenceModule,
+    "data": PreferenceDataModule,
+    "trainer": Trainer,
+    "checkpoint": ModelCheckpoint,
+    "export": Export,
+    "reference": ReferenceCache,
+    "samples": PolicySampler,
+}
+
 
 def quiet() -> None:
     """Leave out what a user can do nothing about."""
@@ -111,7 +121,7 @@ class SPLCommand(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.settings
-        check_groups(settings, ("model", "data", "trainer", "checkpoint", "export", "reference", "samples"))
+        check_groups(settings, _GROUPS)
         self.output = Path(settings.output or _default_output(settings.config))
         if settings.trainer.default_root_dir:
             raise UserError(

@@ -2,9 +2,10 @@
 
 import re
 import sys
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from jsonargparse import get_loader, set_loader
@@ -81,12 +82,23 @@ class Parser(LightningArgumentParser):
             raise UserError(f"{named} is no UTF-8 text: {error.reason} at byte {error.start}.") from error
 
 
-def check_groups(settings: Any, groups: tuple[str, ...]) -> None:
-    """Groups of settings hold settings, whatever a config says.
+def check_groups(settings: Any, groups: Mapping[str, type]) -> None:
+    """Groups of settings hold settings, and no null where a class takes none; jsonargparse would let both pass.
+
+    Args:
+        settings: of a command.
+        groups: names to the classes that take their settings.
 
     Raises:
-        UserError: one is a single value.
+        UserError: a group is a single value, or a setting in it is null.
     """
-    for group in groups:
-        if not hasattr(settings[group], "keys"):
-            raise UserError(f"{group} must be a group of settings, but is {str(settings[group])[:60]}.")
+    for group, kind in groups.items():
+        given = settings[group]
+        if not hasattr(given, "keys"):
+            raise UserError(f"{group} must be a group of settings, but is {str(given)[:60]}.")
+        hints: dict[str, Any] = {}
+        for base in reversed(kind.__mro__):
+            hints |= get_type_hints(base.__init__) if base.__module__.startswith("spl.") else {}  # type: ignore[misc]
+        for name in given.keys() & hints.keys():
+            if given[name] is None and type(None) not in get_args(hints[name]):
+                raise UserError(f"{group}.{name} is null, but needs a value: leave it out for its default.")

@@ -96,6 +96,8 @@ def _alpha(value: Any) -> float | None:
     alpha = number_of(value, "alpha")
     if alpha <= 0:
         raise UserError(f"alpha must be above 0, but is {alpha:g}.")
+    if not 1.2e-38 <= alpha <= 3.4e38:
+        raise UserError(f"alpha must be a number that float32 can hold, 1.2e-38 to 3.4e38, but is {alpha:g}.")
     return alpha
 
 

@@ -114,7 +114,7 @@ def _texts(value: Any, name: str) -> tuple[str, ...]:
 
 def _list(value: Any, name: str) -> list[Any]:
     if isinstance(value, str):  # of a CSV file
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             value = json.loads(value)
     if not isinstance(value, list):
         raise UserError(f"{name} must be a list, but is {shortened(value)}.")
@@ -126,7 +126,8 @@ def _index(value: Any, count: int) -> int:
     letters, given = ascii_uppercase[:count], value
     if isinstance(value, str):
         text = value.strip().upper()
-        given = int(text) if text.isdecimal() else letters.find(text) if len(text) == 1 else -1
+        number = text.isdecimal() and len(text) < 3  # int() refuses thousands of digits
+        given = int(text) if number else letters.find(text) if len(text) == 1 else -1
     answer = index_of(given, count)
     if answer < 0:
         raise UserError(

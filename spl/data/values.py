@@ -1,6 +1,7 @@
 """Single values of a row: read, or refused in one sentence that names the column and what came."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from reprlib import Repr
 from typing import Any
 
@@ -22,7 +23,8 @@ def plain_value(value: Any, levels: int = 5) -> Any:
 
 
 def column_names(row: Mapping[str, Any]) -> str:
-    return ", ".join(map(shortened, row)) or "none"
+    names = ", ".join(shortened(name) for name in islice(row, 20))
+    return f"{names} and {len(row) - 20} more" if len(row) > 20 else names or "none"
 
 
 def share_of(value: Any, name: str) -> float:
@@ -64,4 +66,5 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 
 def shortened(value: Any) -> str:
     """The value as Python writes it, long ones shortened."""
-    return _REPR.repr(value)
+    text = _REPR.repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."  # lists in lists are short only each by itself
