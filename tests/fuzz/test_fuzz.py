@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.skipif(
-    not find_spec("atheris"), reason="atheris has wheels for Linux on x86-64 alone"
-)
+@pytest.mark.skipif(not find_spec("atheris"), reason="atheris has wheels for Linux on x86-64 alone")
 def test_no_input_ends_in_anything_but_our_errors(capsys: pytest.CaptureFixture[str]) -> None:
     script = str(Path(__file__).with_name("fuzz.py"))
     ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=900, env=os.environ)
