@@ -67,6 +67,7 @@ def _run(args: list[str]) -> None:
     from spl.callbacks.checkpoints import UnsavedRunError
     from spl.callbacks.interrupt import InterruptedTrainingError, stoppable
     from spl.commands import SPLCommand
+    from spl.data.loader import killed_worker
     from spl.modules.non_finite import NonFiniteLossError
     from spl.plan import PlanCommand
     from spl.resume import RunFinishedError
@@ -85,6 +86,10 @@ def _run(args: list[str]) -> None:
         _fail(str(error), 1)
     except InterruptedTrainingError as error:
         _fail(f"{error}. To go on: the same command with --output {error.folder or 'DIR'} --resume", error.exit_code)
+    except RuntimeError as error:  # raised wherever the run happens to be
+        if sentence := killed_worker(error):
+            _fail(sentence, 1)
+        raise
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns an interrupt outside of the steps into a silent exit.
         if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):

@@ -142,6 +142,17 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def killed_worker(error: BaseException) -> str:
+    """What to say of an error that tells of a worker's death; nothing of another."""
+    reason = str(error).split("\n")[0]
+    if not reason.startswith("DataLoader worker"):
+        return ""
+    return (
+        f"a process that prepares batches was killed, most often because memory ran out ({reason.rstrip('. ')}): lower "
+        "data.num_workers, data.buffer_size or data.batch_size. Checkpoints saved before are kept; --resume goes on."
+    )
+
+
 def _loading(num_workers: int) -> dict[str, Any]:
     # Forked from this process, workers would inherit the threads of torch and of the tokenizer. They are forked from
     # one that only imports what they need, once for all of them.
