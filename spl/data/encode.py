@@ -199,14 +199,23 @@ class EncodedData(torch.utils.data.Dataset[EncodedExample]):
         return len(self.table)
 
     def __getitem__(self, index: int) -> EncodedExample:
-        row = self.table[int(index)]
-        return EncodedExample(
-            sequences=tuple(map(tuple, row["sequences"])),
-            starts=tuple(row["starts"]),
-            comparisons=tuple(Comparison(int(i), int(j), share) for i, j, share in row["comparisons"]),
-            alpha=row["alpha"],
-            row=row["row"],
-        )
+        return self.__getitems__([int(index)])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[EncodedExample]:
+        """Several at once, as a DataLoader asks for a batch."""
+        columns = self.table[indices]
+        return [
+            EncodedExample(
+                sequences=tuple(map(tuple, sequences)),
+                starts=tuple(starts),
+                comparisons=tuple(Comparison(int(i), int(j), share) for i, j, share in comparisons),
+                alpha=alpha,
+                row=row,
+            )
+            for sequences, starts, comparisons, alpha, row in zip(
+                *(columns[name] for name in ("sequences", "starts", "comparisons", "alpha", "row")), strict=True
+            )
+        ]
 
     def split(self, size: int, seed: int) -> tuple["EncodedData", "EncodedData"]:
         """(the others, at least `size` examples set apart): whole prompts, so that none stands on both sides."""

@@ -10,11 +10,12 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from spl.data.budget import Balanced, shuffled
-from spl.data.collate import collate
+from spl.data.collate import EncodedExample, collate
 from spl.data.encode import EncodedData
 from spl.types import PreferenceBatch, UserError
 
@@ -99,12 +100,13 @@ class BatchLoader(_Resumable):
         epoch, done = self.position()
         plan = self.plan
         share = plan.parts / plan.step_size if isinstance(plan, Balanced) else None
-        yield from DataLoader(
+        loader = DataLoader(
             self.examples,
             batch_sampler=plan(epoch)[done:],
-            collate_fn=partial(collate, share=share),
+            collate_fn=partial(_collated, share=share),
             **_loading(self.num_workers),
         )
+        yield from map(received, loader)
 
 
 class StreamLoader(_Resumable):
@@ -135,11 +137,29 @@ class StreamLoader(_Resumable):
                 raise found
             batch, note = found
             self.trained(note)
-            yield batch
+            yield received(batch)
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _collated(examples: list[EncodedExample], share: float | None) -> PreferenceBatch:
+    return sent(collate(examples, share))
+
+
+def sent(batch: PreferenceBatch) -> PreferenceBatch:
+    """With arrays in place of tensors, of which processes would hand each other every one by a file of its own."""
+    parts: list[Any] = [part.numpy() if isinstance(part, torch.Tensor) else part for part in batch]
+    return PreferenceBatch(*parts)
+
+
+def received(batch: PreferenceBatch) -> PreferenceBatch:
+    """With tensors again, where a GPU copies from as it works."""
+    parts: list[Any] = [torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in batch]
+    if torch.cuda.is_available():
+        parts = [part.pin_memory() if isinstance(part, torch.Tensor) else part for part in parts]
+    return PreferenceBatch(*parts)
 
 
 def killed_worker(error: BaseException) -> str:
@@ -159,8 +179,4 @@ def _loading(num_workers: int) -> dict[str, Any]:
     context = get_context("forkserver") if num_workers else None
     if context:
         context.set_forkserver_preload(["spl.data.streaming", "transformers.tokenization_utils_tokenizers"])
-    return {
-        "num_workers": num_workers,
-        "multiprocessing_context": context,
-        "pin_memory": torch.cuda.is_available(),
-    }
+    return {"num_workers": num_workers, "multiprocessing_context": context}

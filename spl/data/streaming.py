@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from spl.data.collate import EncodedExample, collate
 from spl.data.encode import TOGETHER, Encoded, Report, RowEncoder
 from spl.data.lanes import Cursor, Lane
+from spl.data.loader import sent
 from spl.data.mixture import Mixture
 from spl.data.shards import Row
 from spl.types import PreferenceBatch, UserError
@@ -139,4 +140,4 @@ class StreamBatches(IterableDataset[Any]):
         report = reader.progress.report
         known = len(report.samples)
         examples = list(islice(reader, self.batch_size))
-        return collate(examples), Note(lane, reader.progress.state(), report.samples[known:])
+        return sent(collate(examples)), Note(lane, reader.progress.state(), report.samples[known:])
