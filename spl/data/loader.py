@@ -156,10 +156,14 @@ def sent(batch: PreferenceBatch) -> PreferenceBatch:
 
 def received(batch: PreferenceBatch) -> PreferenceBatch:
     """With tensors again, where a GPU copies from as it works."""
-    parts: list[Any] = [torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in batch]
-    if torch.cuda.is_available():
-        parts = [part.pin_memory() if isinstance(part, torch.Tensor) else part for part in parts]
-    return PreferenceBatch(*parts)
+    return PreferenceBatch(*map(_tensor, batch))
+
+
+def _tensor(part: Any) -> Any:
+    if not isinstance(part, np.ndarray):
+        return part
+    tensor = torch.from_numpy(part)
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 def killed_worker(error: BaseException) -> str:
