@@ -21,6 +21,7 @@ class PlanCommand(SPLCommand):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.usage = "spl plan --config CONFIG [settings]"
+        parser.description = "Prints what a run would take, by the settings of spl fit; nothing of the run is made."
         parser.add_argument("--gpu", type=str, default="h100-80gb", help=f"One of {', '.join(GPUS)}.")
         parser.add_argument("--gpus", type=int | None, default=None, help="How many (trainer.devices, or else 8).")
         parser.add_argument("--gpus_per_node", type=int, default=8, help="GPUs that share fast links.")
@@ -44,7 +45,7 @@ class PlanCommand(SPLCommand):
         options = Options(
             gpu=settings["gpu"],
             gpus=settings["gpus"] or _devices(settings["trainer"]),
-            per_node=settings["gpus_per_node"],
+            gpus_per_node=settings["gpus_per_node"],
             tokens=settings["tokens"],
             mfu=settings["mfu"],
             network=settings["network"],

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from spl.data.base import PreferenceDataModule
 from spl.models import Dtype
 from spl.modules.memory import Setup, peak_memory
+from spl.modules.preference import PreferenceModule
 from spl.planning.architectures import ARCHITECTURES, GROWTH
 from spl.planning.fits import Fit, fit_on, smallest_fit
 from spl.planning.gpus import GPUS
@@ -31,7 +33,7 @@ class Options(NamedTuple):
 
     gpu: str
     gpus: int
-    per_node: int
+    gpus_per_node: int
     tokens: int | None
     mfu: float
     network: float | None  # GB a second, each way, of a node
@@ -51,14 +53,14 @@ class Planner:
     def __init__(self, settings: Mapping[str, Any], options: Options) -> None:
         _check(options)
         self.options = options
-        self.module: Mapping[str, Any] = settings["model"]
+        self.module: Mapping[str, Any] = PreferenceModule(**settings["model"]).hparams  # refuses what cannot be
         trainer = settings["trainer"]
         self.config = config_of(self.module)
-        self.mixed = str(trainer["precision"]) == "bf16-mixed"
+        self.mixed = trainer["precision"] in ("bf16", "bf16-mixed")
         self.reference = self.module["beta"] != 0
         self.work = planned_work(
             self.module["model"],
-            settings["data"],
+            PreferenceDataModule(**settings["data"]).hparams,
             trainer["accumulate_grad_batches"],
             options.tokens,
             revision=self.module["revision"],
@@ -82,7 +84,7 @@ class Planner:
 
     def cluster(self, devices: int) -> Cluster:
         gpu, network = GPUS[self.options.gpu], self.options.network
-        return Cluster(gpu if network is None else gpu._replace(network=1e9 * network), devices, self.options.per_node)
+        return Cluster(gpu if network is None else gpu._replace(network=1e9 * network), devices, self.options.gpus_per_node)
 
     def model(self, rank: int, dtype: Dtype) -> Model:
         """The run's own, with adapters of a rank or (0) all weights trained."""
@@ -230,7 +232,7 @@ def _sharding(strategy: Any) -> Mapping[str, Any]:
 def _check(options: Options) -> None:
     if options.gpu not in GPUS:
         raise UserError(f"--gpu must be one of {', '.join(GPUS)}, but is {options.gpu}.")
-    for name in ("gpus", "per_node", "tokens", "network"):
+    for name in ("gpus", "gpus_per_node", "tokens", "network"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name} must be above 0, but is {value}.")

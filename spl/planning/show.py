@@ -55,7 +55,7 @@ def _parts(plan: Numbers) -> Iterator[Any]:
     yield _growth(plan)
     yield (
         f"Assumed: operations at {assumed['mfu']:.0%} of the peak of {assumed['gpu']} (--mfu), which small batches do "
-        f"not reach; {assumed['per_node']} GPUs a node (--gpus_per_node); 80 % of a link's rate. Lost: time spent "
+        f"not reach; {assumed['gpus_per_node']} GPUs a node (--gpus_per_node); 80 % of a link's rate. Lost: time spent "
         "waiting for traffic."
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from spl.models import Dtype, check_trust, load_config, load_policy
+from spl.models import Dtype, load_config, load_policy
 from spl.modules.flops import matrix_sizes
 from spl.modules.shape import shape_of
 from spl.planning.architectures import ARCHITECTURES
@@ -24,7 +24,6 @@ def config_of(settings: Mapping[str, Any]) -> Any:
         UserError: there is no such model at hand.
     """
     name = settings["model"]
-    check_trust(settings["trust_remote_code"], name)
     if name in ARCHITECTURES:
         return ARCHITECTURES[name].config()
     try:

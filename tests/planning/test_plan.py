@@ -103,6 +103,8 @@ def test_a_folder_is_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--gpux", "3"], "unrecognized arguments: --gpux"),
         (["--data.batch_sze", "3"], "unrecognized arguments: --data.batch_sze"),
         (["--model.model", "no-such/model"], "sizes known without files: smollm2-135m, "),
+        (["--model.lora_rank", "-1"], "model.lora_rank must be 0 or more"),
+        (["--data.batch_size", "0"], "data.batch_size must be 1 or more"),
         (["--gpu", "h1000"], "--gpu must be one of l4-24gb, "),
         (["--mfu", "3"], "--mfu must be a share"),
         (["--tokens", "0"], "--tokens must be above 0"),
