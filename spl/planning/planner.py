@@ -84,7 +84,8 @@ class Planner:
 
     def cluster(self, devices: int) -> Cluster:
         gpu, network = GPUS[self.options.gpu], self.options.network
-        return Cluster(gpu if network is None else gpu._replace(network=1e9 * network), devices, self.options.gpus_per_node)
+        gpu = gpu if network is None else gpu._replace(network=1e9 * network)
+        return Cluster(gpu, devices, self.options.gpus_per_node)
 
     def model(self, rank: int, dtype: Dtype) -> Model:
         """The run's own, with adapters of a rank or (0) all weights trained."""

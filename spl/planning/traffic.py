@@ -65,7 +65,7 @@ class Cluster(NamedTuple):
     def latency(self, kind: Kind) -> float:
         """Seconds of a call besides its bytes: the hops of a ring, or of two trees where these are fewer."""
         within = HOP_NVLINK if self.gpu.nvlink else HOP_PCIE
-        between = 0 if self.nodes == 1 else self.nodes
+        between = self.nodes - 1
         ring = (self.devices - 1 - between) * within + between * HOP_NETWORK
         if kind != "all_reduce":
             return CALL + ring

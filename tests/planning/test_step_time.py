@@ -55,14 +55,16 @@ def test_rings_send_what_is_said(devices: int) -> None:
 def test_seconds_of_a_ring_by_hand() -> None:
     one = Cluster(H100, 8)  # a node: 7 hops of NVLink, at 0.8 * 450 GB/s
     assert one.seconds(Collective("all_gather", 8e9, 2)) == pytest.approx(2 * (8.4e-6 + 7 * 3.4e-6 + 7e9 / 360e9))
-    two = Cluster(H100, 16)  # 15 hops, two of them through the network, at 0.8 * 400 GB/s
-    by_hand = 8.4e-6 + 13 * 3.4e-6 + 2 * 14e-6 + 15e9 / 320e9
+    two = Cluster(H100, 16)  # 15 hops, one of them through the network, at 0.8 * 400 GB/s
+    by_hand = 8.4e-6 + 14 * 3.4e-6 + 14e-6 + 15e9 / 320e9
     assert two.seconds(Collective("reduce_scatter", 16e9, 1)) == pytest.approx(by_hand)
     many = Cluster(H100, 1024)  # two trees: 7 hops within a node, log2(128) = 7 between nodes
     latency = 8.4e-6 + 2 * (7 * 3.4e-6 + 7 * 14e-6)
     assert many.latency("all_reduce") == pytest.approx(latency)
     slow = Cluster(GPUS["rtx4090-24gb"], 8)
     assert slow.seconds(Collective("all_gather", 8e9, 1)) == pytest.approx(8.4e-6 + 7 * 5.7e-6 + 7e9 / 25.6e9)
+    apart = Cluster(H100, 4, per_node=1)
+    assert apart.latency("all_gather") == pytest.approx(8.4e-6 + 3 * 14e-6)
     assert Cluster(H100, 1).seconds(Collective("all_reduce", 8e9, 1)) == 0
 
 
