@@ -27,11 +27,10 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
-    PretrainedConfig,
     PreTrainedTokenizerFast,
 )
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from spl.trust import base_of_adapter, check_shards, owners_of_code
 from spl.types import UserError
 
 Dtype = Literal["float32", "bfloat16"]
@@ -57,7 +56,7 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: st
         return _tiny_tokenizer()
     folder = Path(name)
     if (folder / "adapter_config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-        return load_tokenizer(_base_of_adapter(name), None, trust_remote_code)
+        return load_tokenizer(base_of_adapter(name), None, trust_remote_code)
     return _from_pretrained(AutoTokenizer, name, _source(name), revision, trust_remote_code)
 
 
@@ -114,7 +113,7 @@ def load_model(
     if (Path(name) / "adapter_config.json").is_file():
         if not (Path(name) / "adapter_model.safetensors").is_file():
             raise UserError(f"cannot load the adapter {name!r}: expected its weights as adapter_model.safetensors.")
-        return _merged(load_model(_base_of_adapter(name), dtype, None, trust_remote_code), name)
+        return _merged(load_model(base_of_adapter(name), dtype, None, trust_remote_code), name)
     where = _source(name)
     options = {} if "gguf_file" in where else {"use_safetensors": True}
     model = _from_pretrained(AutoModelForCausalLM, name, where, revision, trust_remote_code, dtype=dtype, **options)
@@ -134,15 +133,8 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: str |
     if name == TINY:
         return _tiny_model().config
     if (Path(name) / "adapter_config.json").is_file():
-        return load_config(_base_of_adapter(name), None, trust_remote_code)
+        return load_config(base_of_adapter(name), None, trust_remote_code)
     return _from_pretrained(AutoConfig, name, _source(name), revision, trust_remote_code)
-
-
-def _base_of_adapter(folder: str) -> str:
-    try:
-        return str(json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder}/adapter_config.json has no base_model_name_or_path, as peft writes it.") from error
 
 
 def _merged(base: Any, folder: str) -> Any:
@@ -150,31 +142,6 @@ def _merged(base: Any, folder: str) -> Any:
         return PeftModel.from_pretrained(base, folder).merge_and_unload()
     except Exception as error:  # foreign files may be wrong in any way
         raise UserError(f"cannot load the adapter {folder!r}: {_reason(error)}.") from error
-
-
-def check_trust(trust_remote_code: object, model: str) -> None:
-    """Trust in a model's code is trust in one model, by its name.
-
-    Raises:
-        UserError: `trust_remote_code` is given, and is not the name of the model, or of an adapter's base.
-    """
-    if trust_remote_code is None:
-        return
-    if isinstance(trust_remote_code, bool) or str(trust_remote_code).lower() in ("true", "false"):
-        raise UserError(
-            f"model.trust_remote_code is {trust_remote_code}, but takes the name of the model whose code you have read "
-            f"and trust, such as {model!r}; null trusts none."
-        )
-    adapter = (Path(model) / "adapter_config.json").is_file()
-    if trust_remote_code not in ((model, _base_of_adapter(model)) if adapter else (model,)):
-        raise UserError(
-            f"model.trust_remote_code is {trust_remote_code!r}, but the model is {model!r}: give that name, or null."
-        )
-
-
-def runs_own_code(model: nn.Module) -> bool:
-    """Whether the model is of a class that came with it."""
-    return any(type(module).__module__.startswith("transformers_modules") for module in model.modules())
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -273,8 +240,10 @@ def _from_pretrained(
 ) -> Any:
     trusted = trust_remote_code == name
     try:
-        if trusted and (others := _owners_of_code(where["pretrained_model_name_or_path"], revision) - {name}):
+        if trusted and (others := owners_of_code(where["pretrained_model_name_or_path"], revision) - {name}):
             raise UserError(f"the code of {name!r} lies with {' and '.join(sorted(others))}, which is not trusted.")
+        if options.get("use_safetensors"):
+            check_shards(name, where["pretrained_model_name_or_path"], revision)
         return loader.from_pretrained(**where, revision=revision, trust_remote_code=trusted, **options)
     except UserError:
         raise
@@ -287,15 +256,6 @@ def _from_pretrained(
         raise UserError(
             f"cannot load {name!r}: expected a Hub id, a model's folder or a .gguf file ({_reason(error)})."
         ) from error
-
-
-def _owners_of_code(path: str, revision: str | None) -> set[str]:
-    """Models on the Hub that a model's settings name for its code; a plain class name is its own."""
-    config, _ = PretrainedConfig.get_config_dict(path, revision=revision)
-    maps = (config.get("auto_map"), get_tokenizer_config(path, revision=revision).get("auto_map"))
-    values = [value for given in maps for value in (given.values() if isinstance(given, dict) else given or ())]
-    classes = [name for value in values for name in (value if isinstance(value, list | tuple) else [value])]
-    return {name.split("--")[0] for name in classes if name and "--" in name}
 
 
 def _reason(error: Exception) -> str:

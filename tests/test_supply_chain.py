@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from spl.callbacks.encoder import SentenceEncoder
 from spl.cli import main
@@ -88,6 +89,43 @@ def test_an_adapters_weights(
     (folder / "adapter_model.safetensors").unlink()
     write(folder / name, evil)
     refused(lambda: load_model(str(folder)), evil, "cannot load the adapter '.*adapter'")
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "other.safetensors.index.json"])
+def test_weights_are_not_unpickled_where_that_would_be_safe(tmp_path: Path, tiny_tokenizer: Any, index: str) -> None:
+    """Pickles of tensors alone, which torch would open: one way in is one too many."""
+    model = load_model("tiny")
+    folder, adapter = tmp_path / "model", tmp_path / "adapter"
+    model.config.save_pretrained(folder)
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    torch.save(weights, folder / "shard.bin")
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, "shard.bin")}))
+    if index.startswith("other"):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": index}))
+    with pytest.raises(UserError, match=rf"its {index} names shard\.bin, which is no safetensors file"):
+        load_model(str(folder))
+    save_policy(load_policy("tiny", lora_rank=2), tiny_tokenizer, adapter, "adapter", torch.arange(9)[None])
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"expected its weights as adapter_model\.safetensors"):
+        load_model(str(adapter))
+
+
+@pytest.mark.parametrize("place", [".", "2_Dense"])
+def test_an_encoders_weights_are_not_unpickled_where_that_would_be_safe(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    pytest.importorskip("sentence_transformers")
+    load_model("tiny").save_pretrained(tmp_path)
+    load_tokenizer("tiny").save_pretrained(tmp_path)
+    (tmp_path / place).mkdir(exist_ok=True)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / place / "pytorch_model.bin")
+    if place == ".":
+        (tmp_path / "model.safetensors").unlink()
+    with caplog.at_level(logging.WARNING, logger="spl"):
+        assert SentenceEncoder(str(tmp_path)).encode(["a"], torch.device("cpu")) is None
+    assert "pytorch_model.bin is pickled: expected weights as model.safetensors" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model"])

@@ -13,7 +13,6 @@ from lightning import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torchmetrics import SumMetric
 from transformers import get_scheduler
 
 from spl.checkpoints import read
@@ -22,21 +21,21 @@ from spl.logprobs.kernels import require
 from spl.logprobs.laws import score_laws
 from spl.logprobs.lora import FusedLinear
 from spl.logprobs.score import base_of, first_examples, gap_to_plain, prepare, score
-from spl.models import Dtype, ExportFormat, check_trust, load_policy, load_tokenizer, runs_own_code, save_policy, whole
+from spl.models import Dtype, ExportFormat, load_policy, load_tokenizer, save_policy, whole
 from spl.modules.flops import MatrixSizes, matrix_sizes, step_flops
 from spl.modules.layers import compile_layers
 from spl.modules.non_finite import (
+    HeldOutGuard,
     NonFiniteLossError,
     OnNonFinite,
     StepGuard,
     all_agree,
     all_finite,
-    bad_rows,
-    few,
-    finite_weights,
+    check_start,
 )
 from spl.modules.sharding import ShardedStrategy, is_sharded
 from spl.secrets import without_secrets
+from spl.trust import check_trust, runs_own_code
 from spl.types import PreferenceBatch, ResponseLaws, ResponseLogps, UserError
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -117,9 +116,7 @@ class PolicyModule(LightningModule):
         self._sizes: MatrixSizes | None = None
         self._trained = False  # a step was taken, or a checkpoint loaded
         self.guard = StepGuard(on_non_finite)
-        self.left_out = SumMetric()  # held-out examples without a finite loss
-        self._left_out_rows: list[str] = []
-        self._found_finite = False  # a held-out batch
+        self.held_out = HeldOutGuard()
 
     @property
     def hparams_initial(self) -> Any:
@@ -268,47 +265,8 @@ class PolicyModule(LightningModule):
         self.guard.begin()
 
     def check_start(self, finite: bool, batch: PreferenceBatch, name: str) -> None:
-        """What was found of a batch before step 1; every process must ask.
-
-        Raises:
-            NonFiniteLossError: it is not finite and no weights can be either, or such a step is not to be skipped.
-        """
-        if all_agree(finite):
-            return
-        rows = few([] if finite else list(batch.rows))
-        if not all_agree(finite_weights(self.policy)):
-            raise NonFiniteLossError(
-                f"the loss is not finite before step 1, since the weights of {self.hparams['model']} are not: expected "
-                "a model whose weights are numbers; load another, or its files anew."
-            )
-        sentence = f"the loss of the {name} batch is not finite before step 1, on one or more of {rows}"
-        if self.guard.on_non_finite == "stop":
-            raise NonFiniteLossError(f"{sentence}: look at these rows; model.on_non_finite skip leaves them out.")
-        log.warning("%s; steps on them will be skipped.", sentence[0].upper() + sentence[1:])
-
-    def is_finite(self, batch: PreferenceBatch, losses: Tensor) -> bool:
-        """Whether all losses [B] of a held-out batch are; counts and remembers the rows whose are not."""
-        bad = bad_rows(batch.rows, losses)
-        self._left_out_rows += bad
-        self.left_out.update(len(bad))
-        self._found_finite |= not bad
-        return not bad
-
-    def end_held_out(self, stage: str) -> None:
-        """Log how many held-out examples had no finite loss, and name them.
-
-        Raises:
-            NonFiniteLossError: no batch of any process was finite.
-        """
-        count = int(self.left_out.compute())
-        self.log(f"{stage}/non_finite", float(count))
-        if count:
-            rows = few(self._left_out_rows)
-            if all_agree(not self._found_finite):
-                raise NonFiniteLossError(f"the loss is finite on none of the held-out batches: not on {rows}.")
-            log.warning("The loss of %d held-out examples is not finite: %s. Their batches are left out.", count, rows)
-        self.left_out.reset()
-        self._left_out_rows, self._found_finite = [], False
+        """See what a batch that was run before step 1 tells; see `spl.modules.non_finite.check_start`."""
+        check_start(self, finite, batch, name)
 
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
         # Whatever draws random numbers in a step draws the same ones after a resume.

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torchmetrics import SumMetric
 
 from spl.modules.batch_file import readable, write_batches
 from spl.secrets import without_secrets
@@ -91,6 +92,60 @@ class StepGuard:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+
+class HeldOutGuard(nn.Module):
+    """Counts and names the held-out examples without a finite loss, whose batches have no part in the means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = SumMetric()
+        self._rows: list[str] = []
+        self._found = False  # a finite batch
+
+    def is_finite(self, batch: PreferenceBatch, losses: Tensor) -> bool:
+        """Whether all losses [B] of a batch are."""
+        bad = bad_rows(batch.rows, losses)
+        self._rows += bad
+        self.count.update(len(bad))
+        self._found |= not bad
+        return not bad
+
+    def end(self) -> float:
+        """How many examples were left out in all processes; begins anew.
+
+        Raises:
+            NonFiniteLossError: no batch of any process was finite.
+        """
+        count, rows, found = int(self.count.compute()), self._rows, self._found
+        self.count.reset()
+        self._rows, self._found = [], False
+        if count:
+            named = few(rows)
+            if all_agree(not found):
+                raise NonFiniteLossError(f"the loss is finite on none of the held-out batches: not on {named}.")
+            log.warning("The loss of %d held-out examples is not finite: %s. Their batches are left out.", count, named)
+        return float(count)
+
+
+def check_start(module: Any, finite: bool, batch: PreferenceBatch, name: str) -> None:
+    """What was found of a batch before step 1; every process must ask.
+
+    Raises:
+        NonFiniteLossError: it is not finite and no weights can be either, or such a step is not to be skipped.
+    """
+    if all_agree(finite):
+        return
+    rows = few([] if finite else list(batch.rows))
+    if not all_agree(finite_weights(module)):
+        raise NonFiniteLossError(
+            f"the loss is not finite before step 1, since the weights of {module.hparams['model']} are not: expected "
+            "a model whose weights are numbers; load another, or its files anew."
+        )
+    sentence = f"the loss of the {name} batch is not finite before step 1, on one or more of {rows}"
+    if module.guard.on_non_finite == "stop":
+        raise NonFiniteLossError(f"{sentence}: look at these rows; model.on_non_finite skip leaves them out.")
+    log.warning("%s; steps on them will be skipped.", sentence[0].upper() + sentence[1:])
 
 
 def bad_rows(rows: tuple[str, ...], losses: Tensor) -> list[str]:

@@ -140,7 +140,7 @@ class PreferenceModule(PolicyModule):
             for name, (value, _) in preference_figures(output, batch).items():
                 self.log(f"train/{name}", value, batch_size=batch.num_examples, prog_bar=name in _SHOWN)
         else:
-            self._count(output, batch, self.is_finite(batch, terms.losses))
+            self._count(output, batch, self.held_out.is_finite(batch, terms.losses))
         return output
 
     def _evaluate(self, batch: PreferenceBatch) -> tuple[StepOutput, LossTerms]:
@@ -178,7 +178,7 @@ class PreferenceModule(PolicyModule):
 
     def _log_means(self, stage: str) -> None:
         """Over all batches and processes. (Lightning's own mean of logged values is off where these differ in size.)"""
-        self.end_held_out(stage)
+        self.log(f"{stage}/non_finite", self.held_out.end())
         for name, mean in self.means.items():
             self.log(f"{stage}/{name}", mean.compute(), prog_bar=name in _SHOWN)
             mean.reset()

@@ -30,7 +30,7 @@ class SFTModule(PolicyModule):
         return self._shared_step(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
-        self.end_held_out("val")
+        self.log("val/non_finite", self.held_out.end())
 
     def _shared_step(self, batch: PreferenceBatch, stage: str) -> SFTOutput:
         logps = self.score(batch).logps
@@ -38,7 +38,7 @@ class SFTModule(PolicyModule):
         sums = logps.new_zeros(batch.num_examples).index_add(0, batch.response_example, -logps)
         losses = sums / counts
         loss = losses.mean()
-        if stage == "train" or self.is_finite(batch, losses):
+        if stage == "train" or self.held_out.is_finite(batch, losses):
             self.log(f"{stage}/loss", loss.detach(), batch_size=batch.num_examples, prog_bar=True)
         return SFTOutput(
             loss=self.guard.note(batch, losses, loss * batch.weight) if stage == "train" else loss,

@@ -11,6 +11,7 @@ from spl.modules.flops import matrix_sizes
 from spl.modules.shape import shape_of
 from spl.planning.architectures import ARCHITECTURES
 from spl.planning.step import Model
+from spl.trust import check_trust
 from spl.types import UserError
 
 
