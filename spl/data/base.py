@@ -1,6 +1,5 @@
 """The data module: rows of any common shape in, batches of tries out."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from spl.data.training import TrainingSteps, convert_progress
 from spl.data.training_stream import TrainingStream, check_stream, retries_of
 from spl.secrets import without_secrets
 from spl.types import PreferenceBatch, Prompt, UserError
-
-log = logging.getLogger(__name__)
 
 
 class PreferenceDataModule(LightningDataModule):
@@ -159,10 +156,8 @@ class PreferenceDataModule(LightningDataModule):
             self._training.prepare()
 
     def teardown(self, stage: str) -> None:
-        if stage == "fit" and isinstance(self._taken, TrainingSteps):
-            self._taken.restore()
-        if stage == "fit" and isinstance(self._taken, TrainingStream) and self._rank_and_world[0] == 0:
-            log.info("Of the stream: %s.", self._taken.report().describe())
+        if stage == "fit" and self._taken:
+            self._taken.finish()
 
     def on_exception(self, exception: BaseException) -> None:
         self.teardown("fit")  # Lightning calls it only where a run ends well

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import datasets
-from huggingface_hub.constants import is_offline_mode
+from huggingface_hub.constants import HF_HUB_OFFLINE
 
 from spl.data.shards import Retries, Row
 from spl.types import UserError
@@ -30,7 +30,8 @@ def load_hub(path: str, name: str | None, split: str, streaming: bool, retries: 
 
 def _may_pass(error: BaseException) -> bool:
     """A connection may come back; a name that the Hub does not know stays unknown (FileNotFoundError)."""
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and not is_offline_mode()
+    of_network = isinstance(error, OSError) or any(kind.__module__.startswith("http") for kind in type(error).__mro__)
+    return of_network and not isinstance(error, FileNotFoundError) and not HF_HUB_OFFLINE
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class TrainingSteps:
         few = max(2_000_000 // len(self.examples), 1)  # of large data the later epochs are taken to be alike
         return min([*bounds, few]) if bounds else 1
 
-    def restore(self) -> None:
+    def finish(self) -> None:
         """Give the trainer back the settings that `prepare` raised."""
         for name, value in self._given.items():
             setattr(self.trainer, name, value)

@@ -61,13 +61,6 @@ class TrainingStream:
             UserError: the run has no length, or its lanes cannot be shared out.
         """
         assert self.length and self.num_lanes
-        trainer = self.trainer
-        if (trainer.check_val_every_n_epoch or 1) > 1 and trainer.limit_train_batches == 1.0:
-            log.warning(
-                "A stream has no epochs, so trainer.check_val_every_n_epoch %d means no validation but at the start "
-                "and the end: set it to 1 and trainer.val_check_interval to a number of batches.",
-                trainer.check_val_every_n_epoch,
-            )
 
     @property
     def length(self) -> int:
@@ -140,6 +133,13 @@ class TrainingStream:
 
     def loader(self) -> StreamLoader:
         """Batches for the whole run; training that goes on in the same process goes on where it was."""
+        trainer, every = self.trainer, self.trainer.check_val_every_n_epoch or 1
+        if every > 1 and trainer.limit_train_batches == 1.0 and trainer.global_rank == 0:
+            log.warning(
+                "A stream has no epochs, so trainer.check_val_every_n_epoch %d means no validation but at the start "
+                "and the end: set it to 1 and trainer.val_check_interval to a number of batches.",
+                every,
+            )
         return StreamLoader(self.batches, self.trained, self.length, self.settings["num_workers"])
 
     @cached_property
@@ -206,7 +206,7 @@ class TrainingStream:
         """What is streamed, and how it is shared out."""
         hp, total = self.settings, sum(self.sources.values())
         parts = [
-            f"{source.path} ({len(shards)} shards" + (f", {weight / total:.1%})" if len(self.sources) > 1 else ")")
+            f"{source.path} (shards: {len(shards)}" + (f"; {weight / total:.1%})" if len(self.sources) > 1 else ")")
             for (source, weight), shards in zip(self.sources.items(), self.shards, strict=True)
         ]
         striped = ["rows" if parts[0].step > 1 else "shards" for parts in zip(*self._lanes(), strict=True)]
@@ -214,6 +214,11 @@ class TrainingStream:
             f"{' and '.join(parts)}, streamed without end; {' and '.join(sorted(set(striped)))} dealt to "
             f"{self.num_lanes} lanes, shuffled within {hp['buffer_size']:,} rows; batches of {hp['batch_size']}"
         )
+
+    def finish(self) -> None:
+        """Say what became of the rows."""
+        if self.trainer.global_rank == 0 and (report := self.report()).rows:
+            log.info("Of the stream: %s.", report.describe())
 
     def report(self) -> Report:
         """What became of the rows so far, as far as this process knows: all lanes at a checkpoint, then its own."""

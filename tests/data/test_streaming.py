@@ -1,8 +1,10 @@
 """A stream as a Trainer takes it: endless, shared out, mixed, and resumed to the batch."""
 
 import json
+import multiprocessing
 import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from test_base import data, pairs, rows_of
 
 from spl.data.base import PreferenceDataModule
 from spl.data.files import open_file
+from spl.data.hub import hub_shards
+from spl.data.shards import Retries, read
 from spl.data.source import Source
 from spl.data.training_stream import TrainingStream
 from spl.types import PreferenceBatch, UserError
@@ -34,6 +38,7 @@ def batches(module: PreferenceDataModule, number: int) -> list[PreferenceBatch]:
 
 
 def folder(path: Path, sizes: list[int]) -> Path:
+    path.mkdir(exist_ok=True)
     for k, size in enumerate(sizes):
         pairs(path / f"{k}.jsonl", size)
     return path
@@ -174,7 +179,7 @@ def test_sources_are_mixed_by_their_weights(tmp_path: Path, tiny_tokenizer: Any)
     found = [row.split(",")[0] for row in rows_of(batches(module, 8))]
     shares = Counter(found)
     assert all(abs(shares[name] - 72 * weight / 4.5) <= 2 for name, weight in files.items())
-    assert "a.jsonl (1 shards, 66.7%)" in module.describe()["training data"]
+    assert "a.jsonl (shards: 1; 66.7%)" in module.describe()["training data"]
     state = module.state_dict()
     after = stream("survey", tiny_tokenizer, mixture=files, batch_size=9, buffer_size=5, max_length=64)
     after.load_state_dict(state)
@@ -272,6 +277,51 @@ def test_a_data_set_of_the_hub_is_streamed_in_shards(
     after = stream("owner/tea", tiny_tokenizer, **options)
     after.load_state_dict(before.state_dict())
     assert rows_of(batches(after, 18)) == rows_of(straight)[12:]
+
+
+def test_a_hub_that_fails_for_a_while_loses_and_repeats_no_row(caplog: pytest.LogCaptureFixture) -> None:
+    failures = [3, 3, 5]
+
+    def rows(shards: list[int]) -> Iterator[dict[str, Any]]:
+        for shard in shards:
+            for number in range(8):
+                if failures and number == failures[0]:
+                    failures.pop(0)
+                    raise ConnectionError("the Hub does not answer")
+                yield {"n": 8 * shard + number}
+
+    dataset = datasets.IterableDataset.from_generator(rows, gen_kwargs={"shards": [0, 1]})
+    found = [row for shard in hub_shards("owner/tea", dataset) for row in read(shard, 0, 1, Retries(4, 0.0))]
+    assert found == [(number, {"n": 8 * shard + number}) for shard in (0, 1) for number in range(8)]
+    assert caplog.text.count("owner/tea, shard 1, row 4: the Hub does not answer; trying again") == 2
+    failures += [2] * 6
+    with pytest.raises(UserError, match=r"owner/tea, shard 1 cannot be read from row 3 on: .*4 times tried again"):
+        list(read(hub_shards("owner/tea", dataset)[0], 0, 1, Retries(4, 0.0)))
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_checkpoint_holds_the_lanes_of_all_processes(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    path = folder(tmp_path / "data", [9, 14])
+    options: dict[str, Any] = {"batch_size": 2, "buffer_size": 6, "lanes": 4}
+
+    def process(rank: int) -> None:
+        store = f"file://{tmp_path}/store"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+        module = stream(path, tiny_tokenizer, rank, 2, **options)
+        batches(module, 3)
+        (tmp_path / f"{rank}.json").write_text(json.dumps(module.state_dict()["stream"]))
+        torch.distributed.destroy_process_group()
+
+    children = [multiprocessing.get_context("fork").Process(target=process, args=(rank,)) for rank in (0, 1)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+        child.kill()
+    states = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    alone = stream(path, tiny_tokenizer, **options)
+    batches(alone, 6)
+    assert states[0] == states[1] == json.loads(json.dumps(alone.state_dict()["stream"]))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
