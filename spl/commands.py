@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 from lightning import Trainer
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -249,7 +250,16 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _default_output(configs: Any) -> str:
-    """runs/NAME-TIME, by the last config file's name; the processes that a run launches find the same."""
+    """runs/NAME-TIME, by the last config file's name; the processes that a run launches find the same.
+
+    Raises:
+        UserError: several processes were started from outside, and none knows what name another makes up.
+    """
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
+    if by_torchrun or (SLURMEnvironment.detect() and os.environ.get("SLURM_NTASKS") != "1"):
+        raise UserError(
+            "processes that torchrun or srun starts share one folder, so it needs a name: give --output DIR."
+        )
     if "LOCAL_RANK" not in os.environ:
         name = Path(str(configs[-1])).stem if configs else "fit"
         os.environ["SPL_OUTPUT"] = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -44,8 +44,12 @@ def sequence_logps(model: nn.Module, batch: PreferenceBatch, rows: int = 8) -> R
 
 
 def sequence_logits(model: nn.Module, batch: PreferenceBatch, rows: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each response its n scored tokens' logits [n, V], in the dtype of reductions, and their ids [n]."""
+    """For each response its n scored tokens' logits [n, V], in the dtype of reductions, and their ids [n].
+
+    A sharded model takes all rows at once: processes must run it equally often, and have unequal numbers of responses.
+    """
     sequences = unpack(batch)
+    rows = len(sequences) if hasattr(model, "run_as_forward") else rows
     for start in range(0, len(sequences), rows):
         group = sequences[start : start + rows]
         ids = nn.utils.rnn.pad_sequence([ids for ids, _ in group], batch_first=True)

@@ -1,6 +1,7 @@
 """The figures of preference training: what a step's output says of a batch, each beside the count it is a mean of."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from spl.types import PreferenceBatch, StepOutput
@@ -45,3 +46,14 @@ def preference_figures(output: StepOutput, batch: PreferenceBatch) -> Figures:
         "logps/chosen_per_token": ((logps[chosen] / tokens[chosen]).mean(), num),
         "token_entropy": (output["entropies"].sum() / tokens.sum(), int(tokens.sum())),
     }
+
+
+def over_processes(figures: Figures) -> dict[str, Tensor]:
+    """The means over what all processes have, which all must ask for; one small message, and no wait for the device."""
+    values = torch.stack([value.float() for value, _ in figures.values()])
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        counts = values.new_tensor([float(count) for _, count in figures.values()])
+        sums = torch.stack([values * counts, counts])
+        dist.all_reduce(sums)
+        values = sums[0] / sums[1].clamp(min=1)
+    return dict(zip(figures, values.unbind(), strict=True))

@@ -15,7 +15,7 @@ from spl.logprobs.cache import LogpCache
 from spl.logprobs.score import prepare
 from spl.models import fingerprint
 from spl.modules.base import PolicyModule
-from spl.modules.figures import MEANS, preference_figures
+from spl.modules.figures import MEANS, over_processes, preference_figures
 from spl.modules.memory import Memory, Setup, peak_memory
 from spl.modules.reference import Reference
 from spl.modules.shape import shape_of
@@ -137,7 +137,7 @@ class PreferenceModule(PolicyModule):
         output, terms = self._evaluate(batch)
         if stage == "train":
             output["loss"] = self.guard.note(batch, terms.losses, output["loss"])
-            for name, (value, _) in preference_figures(output, batch).items():
+            for name, value in over_processes(preference_figures(output, batch)).items():
                 self.log(f"train/{name}", value, batch_size=batch.num_examples, prog_bar=name in _SHOWN)
         else:
             self._count(output, batch, self.held_out.is_finite(batch, terms.losses))

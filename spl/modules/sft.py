@@ -5,6 +5,7 @@ from typing import TypedDict
 from torch import Tensor
 
 from spl.modules.base import PolicyModule
+from spl.modules.figures import over_processes
 from spl.types import PreferenceBatch
 
 
@@ -38,7 +39,10 @@ class SFTModule(PolicyModule):
         sums = logps.new_zeros(batch.num_examples).index_add(0, batch.response_example, -logps)
         losses = sums / counts
         loss = losses.mean()
-        if stage == "train" or self.held_out.is_finite(batch, losses):
+        if stage == "train":
+            shown = over_processes({"loss": (loss.detach(), batch.num_examples)})["loss"]
+            self.log("train/loss", shown, batch_size=batch.num_examples, prog_bar=True)
+        elif self.held_out.is_finite(batch, losses):
             self.log(f"{stage}/loss", loss.detach(), batch_size=batch.num_examples, prog_bar=True)
         return SFTOutput(
             loss=self.guard.note(batch, losses, loss * batch.weight) if stage == "train" else loss,

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from spl.checkpoints import CheckpointError, CheckpointFile, Sharded, Stored, open_tree, verify
 from spl.loading import SlicedWeights, WholeOnlyError, own_rows, sharded_like
+from spl.logprobs.score import as_forward
 from spl.models import Dtype, load_policy, whole
 from spl.modules.layers import decoder_layers
 
@@ -73,6 +74,9 @@ class ShardedStrategy(ModelParallelStrategy):
         self._shard(policy)
         if weights is not None:
             weights.read(torch.device("cpu") if self.cpu_offload else self.root_device)
+        # A first pass, which does nothing: FSDP2 settles in it the dtype of gradients, by what trains at the time, and
+        # with adapters off, as a reference runs, nothing would.
+        as_forward(policy, lambda: None)
         return policy
 
     def _sliced(self, name: str, dtype: Dtype, revision: str | None, trusted: str | None) -> SlicedWeights | None:
@@ -89,7 +93,7 @@ class ShardedStrategy(ModelParallelStrategy):
         options: dict[str, Any] = {
             "mesh": self.device_mesh["data_parallel"],
             "reshard_after_forward": self.reshard_after_forward,
-            "offload_policy": CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy(torch.cuda.is_available()) if self.cpu_offload else OffloadPolicy(),
         }
         mixed = self.precision_plugin.precision == "bf16-mixed"
         low = mixed or any(p.dtype == torch.bfloat16 for p in policy.parameters())

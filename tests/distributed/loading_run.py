@@ -6,6 +6,7 @@
 import json
 import os
 import resource
+import signal
 import socket
 import sys
 import traceback
@@ -54,6 +55,7 @@ if __name__ == "__main__":
     children = []
     for rank in (0, 1):
         if not (child := os.fork()):
+            signal.alarm(240)  # processes that wait for each other end then
             os.environ["LOCAL_RANK"] = str(rank)
             try:
                 load(sys.argv[1], Path(sys.argv[2]))

@@ -94,9 +94,9 @@ def test_files_that_are_not_the_model_s_tensors_are_refused(tmp_path: Path) -> N
 
 
 def test_no_process_holds_the_whole_model(tmp_path: Path) -> None:
-    """270 MB of weights in three files, the half of them a process."""
+    """260 MB of weights in three files, the half of them a process."""
     config = LlamaConfig(
-        vocab_size=2001, hidden_size=1024, intermediate_size=2816, num_hidden_layers=5, num_attention_heads=8,
+        vocab_size=501, hidden_size=1024, intermediate_size=2816, num_hidden_layers=5, num_attention_heads=8,
         num_key_value_heads=8,
     )  # fmt: skip
     with torch.device("meta"):

@@ -4,6 +4,7 @@ Everything is asked of runs of `spl fit` that a single child process makes (see 
 what the run of one process says, whose step sees the same examples.
 """
 
+import csv
 import hashlib
 import json
 import os
@@ -76,6 +77,11 @@ def settings(folder: Path) -> dict[str, Any]:
     accumulated = ["--trainer.accumulate_grad_batches", "3", "--data.batch_size", "1", "--data.group_by_length", "true"]
     own_copy = ["--reference.cache", "none", "--model.gradient_checkpointing", "true", *accumulated]
     runs["fsdp-accumulated"] = {"processes": 2, "args": full + several["fsdp"] + own_copy}
+    offload = [f"--trainer.strategy.init_args.{name}" for name in ("cpu_offload=true", "reshard_after_forward=false")]
+    runs["fsdp-plain"] = {
+        "processes": 2,
+        "args": full + several["fsdp"] + two + offload + ["--model.scorer", "plain", "--export.format", "none"],
+    }
     after = {
         "fsdp-from-fsdp": (2, several["fsdp"] + two + monitors, "fsdp-full-even"),
         "one-from-fsdp": (1, one, "fsdp-full-even"),
@@ -117,6 +123,11 @@ def losses(folder: Path, name: str) -> list[float]:
     return [total[step] / count[step] for step in sorted(total)]
 
 
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def digest(folder: Path, name: str) -> str:
     return hashlib.sha256((folder / name / "export" / "model.safetensors").read_bytes()).hexdigest()
 
@@ -133,11 +144,25 @@ def test_the_losses_are_those_of_one_process(runs: Path, strategy: str, name: st
         assert len({tuple(process["examples"]) for process in seen(runs, f"{strategy}-{name}")}) == 2
 
 
+@pytest.mark.parametrize("name", ["ddp-full-even", "fsdp-full-even"])
+def test_logged_figures_of_training_are_over_all_processes(runs: Path, name: str) -> None:
+    one, two = ([row for row in rows(runs / run) if row["train/loss"]] for run in ("one-full-even", name))
+    assert len(one) == len(two) == STEPS
+    for figure in ("train/loss", "train/rewards/margins", "train/rewards/accuracies", "train/token_entropy"):
+        found = [float(row[figure]) for row in two]
+        assert found == pytest.approx([float(row[figure]) for row in one], abs=1e-4), figure
+
+
 def test_accumulation_reduces_once_a_step(runs: Path) -> None:
     """A group a decoder layer, of which there are two, and the root's."""
     for process in seen(runs, "fsdp-accumulated"):
         assert process["reductions"] == [0, 0, 3] * STEPS
     assert losses(runs, "fsdp-accumulated") == pytest.approx(losses(runs, "one-full-even"), abs=1e-5, rel=0)
+
+
+def test_padded_scoring_and_weights_in_the_cpus_memory_change_nothing(runs: Path) -> None:
+    """The processes have unequal numbers of responses, and so of rows to pad."""
+    assert losses(runs, "fsdp-plain") == pytest.approx(losses(runs, "one-full-even"), abs=1e-5, rel=0)
 
 
 def test_adapters_alone_are_reduced(runs: Path) -> None:

@@ -6,6 +6,7 @@ FOLDER/NAME, and what its process R saw to FOLDER/NAME.R.json. The exit status i
 
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -22,7 +23,7 @@ def train(folder: Path, name: str, processes: int, args: list[str]) -> None:
     witness = json.dumps([{"class_path": "witness.Witness", "init_args": {"path": str(folder / f"{name}.json")}}])
     own = ["--trainer.devices", str(processes), f"--trainer.callbacks+={witness}"]
     folder_args = [] if "--output" in args else ["--output", str(folder / name)]
-    main(["fit", *args, *folder_args, *own, "--trainer.enable_progress_bar", "false", "--trainer.logger", "false"])
+    main(["fit", *args, *folder_args, *own, "--trainer.enable_progress_bar", "false", "--trainer.logger=[]"])
 
 
 def train_all(folder: Path, processes: int, runs: dict[str, Any]) -> None:
@@ -40,6 +41,7 @@ def in_two(folder: Path, runs: dict[str, Any]) -> int:
     children = []
     for rank in (0, 1):
         if not (child := os.fork()):
+            signal.alarm(480)  # processes that wait for each other end then
             os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             status = 1
             try:
