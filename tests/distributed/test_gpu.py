@@ -92,7 +92,7 @@ def test_monitors_and_resuming(tmp_path: Path, model: str) -> None:
         "--checkpoint.every_n_train_steps",
         "10",
     ]
-    given = ["--model.model", model, "--model.lora_rank", "0", "--checkpoint.save_top_k", "-1", *SHARDED]
+    given = ["--model.model", model, "--model.lora_rank", "0", "--checkpoint.keep", "9", *SHARDED]
     straight = losses(tmp_path / "a", *monitors, *given)
     checkpoint = ["--ckpt_path", str(tmp_path / "a" / "checkpoints" / "step=10.ckpt")]
     again = losses(tmp_path / "b", *monitors, *given, *checkpoint)

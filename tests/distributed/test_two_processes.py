@@ -63,7 +63,7 @@ def settings(folder: Path) -> dict[str, Any]:
     }
     monitors = ["--config", str(CONFIGS / "callbacks" / "monitor.yaml"), "--samples.every_n_steps", str(STEPS)]
     monitors += ["--samples.num_prompts", "3", "--samples.num_samples", "2", "--samples.max_new_tokens", "6"]
-    saved = ["--checkpoint.every_n_train_steps", str(HALF), "--checkpoint.save_top_k", "-1"]
+    saved = ["--checkpoint.every_n_train_steps", str(HALF), "--checkpoint.keep", "9"]
     one, two = ["--data.batch_size", "6"], ["--data.batch_size", "3"]
     runs = {}
     for name in BOTH:
