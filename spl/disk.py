@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         OSError: it cannot be written; `path` is what it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{_WRITING}{secrets.token_hex(4)}-{path.name}")
+    part = path.with_name(_WRITING + secrets.token_hex(8))  # no suffix, or it could be taken for what it becomes
     try:
         with part.open("xb") as file:
             yield file

@@ -100,6 +100,11 @@ class _WholeFit(_FitLoop):
     def skip(self) -> bool:
         return bool(self.trainer.limit_train_batches == 0)
 
+    def on_run_start(self) -> None:
+        super().on_run_start()
+        if self.trainer.global_step and self.done:
+            self.epoch_loop._batches_that_stepped += 1  # the last step's own; what follows is logged after it
+
 
 def end_whole(trainer: Trainer) -> None:
     """Let a trainer that goes on from its last step still do what follows it: validation, samples, export."""

@@ -48,7 +48,7 @@ class Checkpoints(Callback):
         self.signals = Signals()
         self._saved = -1  # step
         self._due = False  # a checkpoint of the step that has just ended
-        self._end: dict[str, Any] = {}  # Lightning's counters at that step's end
+        self._end: dict[str, Any] = {}  # what a checkpoint says of that step's end, whenever it is taken
         self._unlogged = False  # no logger has that step's own metrics yet
         self._row: dict[str, float] = {}  # those metrics, where a checkpoint has to carry them
         self._lengths: dict[str, int] | None = None  # of the logs, when a pause between two steps began
@@ -82,6 +82,9 @@ class Checkpoints(Callback):
         self._unlogged = True
         every = self.every_n_train_steps
         self._due = every > 0 and trainer.global_step % every == 0
+        data: Any = getattr(trainer, "datamodule", None)
+        if self._due and data is not None and (state := data.state_dict()):
+            self._end[type(data).__qualname__] = state  # a stream counts the next batch as soon as it is drawn
         self._stop_if_asked(trainer)
 
     def on_sampling_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,7 +100,7 @@ class Checkpoints(Callback):
             self._pause(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and not self._in_the_middle(trainer):
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -122,17 +125,19 @@ class Checkpoints(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.signals.restore()
+        received, between_steps = self.signals.received, self.signals.interruptible
         if isinstance(exception, InterruptedTrainingError):
-            self._save_at_stop(trainer, exception)
-        elif self.signals.received and self.signals.interruptible:
+            self._tell(trainer, exception, save=between_steps)
+        elif received and between_steps:
             # Code in C, which was at work when the signal came, has made another exception of it.
-            stop = InterruptedTrainingError(self.signals.received)
-            self._save_at_stop(trainer, stop)
+            stop = InterruptedTrainingError(received)
+            self._tell(trainer, stop, save=True)
             raise stop from exception
 
-    def _save_at_stop(self, trainer: Trainer, exception: InterruptedTrainingError) -> None:
+    def _tell(self, trainer: Trainer, exception: InterruptedTrainingError, save: bool) -> None:
+        """Save the last step's end, and have the exception say what is saved of it."""
         exception.step, exception.folder = trainer.global_step or None, Path(trainer.default_root_dir)
-        if self._end and self._saved != trainer.global_step:
+        if save and self._end and self._saved != trainer.global_step:
             self._row = _metrics_of_step(trainer) if self._unlogged else {}
             exception.unsaved = self._save(trainer)
             if self._row:  # for people; the run that goes on has it from the checkpoint
@@ -144,17 +149,25 @@ class Checkpoints(Callback):
         """Stop where any process was asked to."""
         asked = self.signals.received is not None
         if trainer.strategy.reduce_boolean_decision(asked, all=False):
+            self.signals.interruptible = True
             # Another process's signal, where this one has none, is taken for the usual one.
             raise InterruptedTrainingError(self.signals.received or 15)
 
     def _pause(self, trainer: Trainer) -> None:
         """Until the next step nothing would be lost but what the pause logs, which is cut off again."""
+        if self._in_the_middle(trainer):
+            return
         self._stop_if_asked(trainer)
         try:
             self._lengths = _lengths(trainer)
         except OSError:
             return  # not to be broken off: what was logged is not on the disk
         self.signals.interruptible = trainer.world_size == 1
+
+    def _in_the_middle(self, trainer: Trainer) -> bool:
+        """Whether some of a step's micro-batches are done, whose gradient would be lost."""
+        loop = trainer.fit_loop.epoch_loop
+        return loop.batch_progress.current.ready > 0 and loop._should_accumulate()
 
     def _resume(self) -> None:
         self.signals.interruptible, self._lengths = False, None

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,11 +55,21 @@ def stop_at_once(signum: int, frame: FrameType | None) -> None:
 def stoppable() -> Iterator[None]:
     """Have the signals that would kill the process raise InterruptedTrainingError in a block."""
     before = {signum: signal.signal(signum, stop_at_once) for signum in (signal.SIGTERM, signal.SIGUSR1)}
+    hook, sys.unraisablehook = sys.unraisablehook, _try_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _try_again(unraisable: Any) -> None:
+    """A signal that came in a destructor, where nothing can be raised, comes again."""
+    if isinstance(stop := unraisable.exc_value, InterruptedTrainingError):
+        threading.Timer(0.02, os.kill, (os.getpid(), stop.signum)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 class Signals:

@@ -1,0 +1,81 @@
+"""Runs that are killed at random and go on end with the weights and the logs of one that was not, bit for bit."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from fault_runs import CONFIGS, STATUS, Lab, begun, over, said, same_run, wait_for
+
+from spl.checkpoints import verify
+
+EVERY = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGUSR1]
+MONITORS = ["--config", str(CONFIGS / "callbacks/monitor.yaml"), "--samples.every_n_steps", "6"]
+MONITORS += ["--samples.max_new_tokens", "8", "--samples.num_prompts", "2"]
+RUNS = {
+    "an epoch of one batch": ([], 12),
+    "accumulation, validated in the middle": (
+        ["--data.batch_size", "1", "--trainer.accumulate_grad_batches", "3", "--trainer.val_check_interval", "4",
+         "--trainer.check_val_every_n_epoch", "1"],
+        8,
+    ),
+    "a budget of tokens": (["--data.max_tokens", "150", "--data.batch_size", "4"], 8),
+    "all weights": (["--model.lora_rank", "0", "--data.batch_size", "4"], 6),
+    "monitors": (MONITORS, 6),
+    "streaming": (["--data.streaming", "true", "--data.batch_size", "2"], 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_killed_at_random_ends_as_one_that_was_not(lab: Lab, tmp_path: Path, name: str) -> None:
+    options, kills = RUNS[name]
+    reference, _ = lab.reference(*options)
+    enough, number = lab.kills + kills, 0
+    while lab.kills < enough:
+        folder = tmp_path / str(number)
+        statuses = lab.kill_at_random(folder, options, EVERY, enough - lab.kills)
+        assert set(statuses) <= {0, *STATUS.values()}, said(folder)
+        assert statuses[-1] == 0, said(folder)
+        assert "Traceback" not in said(folder)
+        same_run(folder, reference)
+        number += 1
+
+
+def test_killed_in_the_middle_of_a_checkpoint(lab: Lab, folder: Path) -> None:
+    checkpoints = folder / "checkpoints"
+    seen: set[Path] = set()
+    for _ in range(6):
+        process = lab.start(folder, slow_writes=0.05)
+        most = len(seen) + lab.rng.randint(1, 3)
+        while len(seen) < most and not over(process):
+            seen |= set(checkpoints.glob(".writing-*"))
+        if not over(process):
+            lab.kill(process, signal.SIGKILL)
+        if lab.wait(process) == 0:
+            break
+        for path in checkpoints.glob("*.ckpt"):
+            verify(path)
+    assert lab.run(folder) == 0, said(folder)
+    same_run(folder, lab.reference()[0])
+
+
+def test_killed_after_the_last_step(lab: Lab, folder: Path) -> None:
+    for _ in range(5):
+        process = lab.start(folder)
+        wait_for(lambda process=process: (folder / "checkpoints/step=24.ckpt").exists() or over(process), 120)
+        time.sleep(lab.rng.uniform(0, 0.2))
+        if not over(process):
+            lab.kill(process, signal.SIGKILL)
+        if lab.wait(process) == 0:
+            break
+    assert lab.run(folder) == 0, said(folder)
+    same_run(folder, lab.reference()[0])
+
+
+def test_a_finished_run_is_left_alone(lab: Lab, folder: Path) -> None:
+    assert lab.run(folder) == 0
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "log.txt"}
+    assert lab.run(folder) == 0
+    assert "is finished: 24 steps. Nothing to resume." in said(folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "log.txt"} == before
+    assert begun(folder) == 1
