@@ -3,6 +3,7 @@
 A LightningCLI behind a thin dispatcher. Heavy imports wait until a command is known, so `spl --help` answers at once.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -84,6 +85,10 @@ def _run(args: list[str]) -> None:
         _fail(str(error).split("\n")[0], 2)
     except (NonFiniteLossError, UnsavedRunError) as error:
         _fail(str(error), 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        _fail(f"{error.filename or 'a file'} could not be written: {error.strerror}.", 1)
     except InterruptedTrainingError as error:
         _fail(f"{error}. To go on: the same command with --output {error.folder or 'DIR'} --resume", error.exit_code)
     except RuntimeError as error:  # raised wherever the run happens to be

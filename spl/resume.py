@@ -51,6 +51,8 @@ def newest_good(folder: Path) -> Path | None:
 def _step(path: Path) -> int:
     try:
         return int(peek(path)["global_step"])
+    except CheckpointError:
+        raise
     except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is of no run.") from error
 

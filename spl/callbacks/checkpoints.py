@@ -18,7 +18,7 @@ _KEY = "log"  # of what a checkpoint says of the run's logs
 
 
 class UnsavedRunError(Exception):
-    """The checkpoint after the last step could not be written."""
+    """What training ends with, the last checkpoint or the export, could not be written."""
 
 
 class Checkpoints(Callback):
@@ -115,7 +115,10 @@ class Checkpoints(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._due = self._saved != trainer.global_step and bool(self._end)
         if failure := self._step_is_over(trainer):
-            raise UnsavedRunError(f"all {trainer.global_step:,} steps are done, but {failure}. Make room and --resume.")
+            raise UnsavedRunError(
+                f"all {trainer.global_step:,} steps are done, but {failure}: mend that, and run "
+                "the same command with --resume."
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.interruptible = trainer.world_size == 1

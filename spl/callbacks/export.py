@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
+from safetensors import SafetensorError
+
+from spl.callbacks.checkpoints import UnsavedRunError
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +27,13 @@ class Export(Callback):
         if self.format == "none":
             return
         folder = Path(trainer.default_root_dir) / "export"
-        gap = module.export(folder, self.format)  # in all processes: they may have to run the model together
+        try:
+            gap = module.export(folder, self.format)  # in all processes: they may have to run the model together
+        except (OSError, SafetensorError) as error:
+            raise UnsavedRunError(
+                f"training is done and its checkpoint saved, but {folder} could not be written ({error}): mend that, "
+                "and run the same command with --resume."
+            ) from error
         if gap is not None:
             log.info(
                 "Exported %s (%s); loaded again, its logits are within %.2g of the trained model's.",

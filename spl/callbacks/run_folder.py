@@ -113,11 +113,12 @@ class RunFolder(Callback):
 
     def __init__(self) -> None:
         self.start: dict[str, float] = {}
+        self._before: dict[str, float] = {}  # figures as they were logged last in the run that goes on
         self.began = 0.0
         self._first = True  # no batch has begun
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.start, self._first = {}, True  # what a checkpoint knows is loaded after this
+        self.start, self._before, self._first = {}, {}, True  # what a checkpoint knows is loaded after this
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = time.perf_counter()
@@ -134,11 +135,12 @@ class RunFolder(Callback):
     def _keep_start(self, trainer: Trainer) -> None:
         self.start = _held_out(trainer) | self.start
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"start": self.start}
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        state = {"start": self.start, "last": self._before | _held_out(trainer)}
+        checkpoint["callbacks"][self.state_key] = state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.start = state_dict["start"]
+        self.start, self._before = state_dict["start"], state_dict["last"]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After every other callback's end of fit, the export among them."""
@@ -147,7 +149,7 @@ class RunFolder(Callback):
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        end = _held_out(trainer)
+        end = self._before | _held_out(trainer)
         facts = {
             "finished": True,
             "steps": trainer.global_step,

@@ -5,6 +5,7 @@ A run that goes on cuts off what a killed one wrote after its checkpoint.
 
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ class EventsLogger(TensorBoardLogger):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, name="tensorboard", version="", default_hp_metric=False)  # or each start adds one
         self._told = False
+        threading.excepthook = _but_for_events
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         with self._spared():
@@ -47,11 +49,20 @@ class EventsLogger(TensorBoardLogger):
     def _spared(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, ValueError) as found:
+            error = found if isinstance(found, OSError) else found.__cause__  # Lightning wraps some
+            if not isinstance(error, OSError):
+                raise
             self._experiment = None  # its thread is dead; the next one begins a file
             if not self._told:
                 log.warning("TensorBoard's events could not be written (%s): some will be missing.", error)
             self._told = True
+
+
+def _but_for_events(thread: threading.ExceptHookArgs) -> None:
+    """No page of traceback from the thread that writes events: the logger says what became of them."""
+    if not (thread.thread and type(thread.thread).__name__ == "_AsyncWriterThread"):
+        threading.__excepthook__(thread)
 
 
 @contextmanager

@@ -128,7 +128,7 @@ class StartEndValidation(Callback):
 
     def __init__(self) -> None:
         self.last_step = -1
-        self._due = False  # a validation, after the step that has just ended
+        self._due = False  # a validation, after the step that ends with this batch or did before
         self._epoch = 0  # of that step
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,10 +146,8 @@ class StartEndValidation(Callback):
             self._validate(trainer)
             progress.completed = present
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        loop = trainer.fit_loop
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        loop = trainer.fit_loop  # it knows by now; a checkpoint may be taken as soon as the batch ends
         if not loop.epoch_loop._should_accumulate():
             assert loop._data_fetcher is not None
             self._due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

@@ -1,6 +1,7 @@
 """Runs that are killed at random and go on end with the weights and the logs of one that was not, bit for bit."""
 
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -79,3 +80,37 @@ def test_a_finished_run_is_left_alone(lab: Lab, folder: Path) -> None:
     assert "is finished: 24 steps. Nothing to resume." in said(folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "log.txt"} == before
     assert begun(folder) == 1
+
+
+def test_two_processes_killed_at_random(lab: Lab, tmp_path: Path) -> None:
+    """One of them alone is sent a signal to stop; both are killed where the machine goes down."""
+    options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2"]
+
+    def start(folder: Path) -> list[int]:
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        shared |= {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "faults"}
+        return [
+            lab.start(folder, *options, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)
+        ]
+
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    assert [lab.wait(process) for process in start(whole)] == [0, 0], said(whole)
+    for signum in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
+        before = begun(folder)
+        processes = start(folder)
+        wait_for(lambda before=before: begun(folder) > before, 120)
+        time.sleep(lab.rng.uniform(0, 1))
+        asked = processes if signum == signal.SIGKILL else [lab.rng.choice(processes)]
+        if any(map(over, processes)):
+            break
+        for process in asked:
+            lab.kill(process, signum)
+        assert {lab.wait(process) for process in processes} == {STATUS[signum]}, said(folder)
+    assert [lab.wait(process) for process in start(folder)] == [0, 0], said(folder)
+    same_run(folder, whole)
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])

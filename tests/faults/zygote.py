@@ -11,6 +11,8 @@ import sys
 import time
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
 import spl.callbacks.checkpoints
 import spl.commands  # noqa: F401  everything that a run imports
 from spl import cli, disk
@@ -34,6 +36,7 @@ def child(request: dict[str, Any]) -> int:
     try:
         os.setpgid(0, 0)
         os.environ |= request["env"]
+        rank_zero_only.rank = int(os.environ.get("RANK", 0))  # found when it was imported
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(log, stream)
