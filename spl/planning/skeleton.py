@@ -11,7 +11,6 @@ from spl.modules.flops import matrix_sizes
 from spl.modules.shape import shape_of
 from spl.planning.architectures import ARCHITECTURES
 from spl.planning.step import Model
-from spl.trust import check_trust
 from spl.types import UserError
 
 

@@ -5,6 +5,7 @@ FOLDER/NAME: weights-R.pt, steps-R.safetensors, and error-R.txt if it ended in a
 """
 
 import json
+import math
 import os
 import socket
 import sys
@@ -19,20 +20,21 @@ from spl.data.base import PreferenceDataModule
 from spl.modules.batch_file import write_batches
 from spl.modules.preference import PreferenceModule
 from spl.modules.sharding import ShardedStrategy
-from spl.types import PreferenceBatch, ResponseLogps
+from spl.objective.loss import LossTerms
+from spl.types import PreferenceBatch, StepOutput
 
 STEPS = 4
 LR, DECAY, CLIP = 1e-2, 0.1, 0.5
 
 
 class Infinite(PreferenceModule):
-    """The bad row's log-probabilities are -inf, its gradient is finite."""
+    """The bad row's loss is infinite, its gradient is not: nothing that travels would tell another process of it."""
 
-    def score(self, batch: PreferenceBatch, model: Any = None) -> ResponseLogps:
-        found = super().score(batch, model)
-        bad = torch.tensor(["row 5" in row for row in batch.rows])[batch.response_example]
-        bad &= torch.arange(len(bad)) == bad.int().argmax()  # of its two responses the chosen one
-        return found._replace(logps=found.logps + torch.where(bad, -torch.inf, 0.0))
+    def _evaluate(self, batch: PreferenceBatch) -> tuple[StepOutput, LossTerms]:
+        output, terms = super()._evaluate(batch)
+        more = math.inf if any("row 5" in row for row in batch.rows) else 0.0
+        output["loss"] = output["loss"] + more
+        return output, terms._replace(loss=terms.loss + more, losses=terms.losses + more)
 
 
 class Batches(Callback):
