@@ -9,6 +9,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,19 +105,24 @@ def read(path: Path) -> Any:
     Raises:
         CheckpointError: the file is damaged, not whole, foreign, of a newer version or cannot be read.
     """
-    try:
+    with _offering(path):
         return _read(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}{_offer(path)}") from None
 
 
-def open_tree(path: Path) -> Any:
-    """The tree with a Stored for each tensor, which stays in the file; call `verify` first.
+def open_tree(path: Path, verified: bool = True) -> Any:
+    """The tree with a Stored for each tensor, which stays in the file.
+
+    Args:
+        path: the checkpoint.
+        verified: read its every byte first; false where another process does.
 
     Raises:
-        CheckpointError: the file is not whole, foreign, of a newer version or cannot be read.
+        CheckpointError: as `read` does.
     """
-    return _decode_all(path, lambda number: Stored(path, str(number)))
+    with _offering(path):
+        if verified:
+            verify(path)
+        return _decode_all(path, lambda number: Stored(path, str(number)))
 
 
 def verify(path: Path) -> None:
@@ -302,6 +308,15 @@ def _parse(header: bytes) -> tuple[int | None, dict[str, Any]]:
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return None, {}
     return end, metadata if isinstance(metadata, dict) else {}
+
+
+@contextmanager
+def _offering(path: Path) -> Iterator[None]:
+    """A refusal of a checkpoint names a good one."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_offer(path)}") from None
 
 
 def _offer(path: Path) -> str:

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from spl.checkpoints import CheckpointError, CheckpointFile, Sharded, Stored, open_tree, verify
+from spl.checkpoints import CheckpointError, CheckpointFile, Sharded, Stored, open_tree
 from spl.loading import SlicedWeights, WholeOnlyError, own_rows, sharded_like
 from spl.logprobs.score import as_forward
 from spl.models import Dtype, load_policy, whole
@@ -170,16 +170,16 @@ class ShardedStrategy(ModelParallelStrategy):
         Raises:
             CheckpointError: the file is damaged or foreign; in all processes.
         """
-        path, error = Path(checkpoint_path), None
+        path, error, tree = Path(checkpoint_path), None, dict[str, Any]()
         if self.is_global_zero:
             try:
-                verify(path)
+                tree = open_tree(path)
             except CheckpointError as failure:
                 error = failure
         if error := self.broadcast(error):
             raise error
+        tree = tree or open_tree(path, verified=False)
         lazy = ("state_dict", "optimizer_states")
-        tree: dict[str, Any] = open_tree(path)
         return {k: v if k in lazy else _replaced(v, Stored, Stored.read) for k, v in tree.items()}
 
     @torch.no_grad()
