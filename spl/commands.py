@@ -109,7 +109,9 @@ class SPLCommand(LightningCLI):
         parser.add_argument(
             "--resume", action="store_true", help="Go on from the output folder's newest checkpoint; begin if none."
         )
-        parser.add_argument("--allow_changes", action="store_true", help="Go on with other settings than before.")
+        parser.add_argument(
+            "--allow_changes", action="store_true", help="Go on with other settings or data than before."
+        )
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Export, "export")
         parser.add_lightning_class_args(ReferenceCache, "reference")
@@ -229,6 +231,7 @@ class SPLCommand(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), **kept}
 
     def before_fit(self) -> None:
+        self.datamodule.allow_changes = self.settings.allow_changes
         if self.trainer.is_global_zero:
             path = self.output / "config.yaml"
             text = yaml.safe_dump(self._kept_settings(), sort_keys=False, allow_unicode=True)

@@ -1,5 +1,6 @@
 """The data module: rows of any common shape in, batches of tries out."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from spl.data.training import TrainingSteps, convert_progress
 from spl.data.training_stream import TrainingStream, check_stream, retries_of
 from spl.secrets import without_secrets
 from spl.types import PreferenceBatch, Prompt, UserError
+
+log = logging.getLogger(__name__)
 
 
 class PreferenceDataModule(LightningDataModule):
@@ -107,6 +110,7 @@ class PreferenceDataModule(LightningDataModule):
         self.everything: EncodedData | None = None
         self._choices: list[EncodedChoice] = []
         self._taken: TrainingSteps | TrainingStream | None = None
+        self.allow_changes = False  # a run may go on with other data than it was begun with
 
     @property
     def hparams_initial(self) -> Any:
@@ -179,7 +183,15 @@ class PreferenceDataModule(LightningDataModule):
 
     def convert_progress(self, checkpoint: dict[str, Any]) -> None:
         """Count what a checkpoint's run has done in the micro-batches of this run, which may keep to another budget."""
-        convert_progress(checkpoint, checkpoint.get(type(self).__qualname__, {}), self._training.progress_unit())
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        before, now = checkpoint.get(type(self).__qualname__, {}), self._training.progress_unit()
+        if before.get("content") != now.get("content"):
+            said = f"the data of {self.source.path} are not those that the run was begun with"
+            if not self.allow_changes:
+                raise UserError(f"{said}: give the old ones, or --allow_changes to go on with the new.")
+            log.warning("%s.", said.capitalize())
+        convert_progress(checkpoint, before, now)
 
     def _load(self) -> None:
         hp = self.hparams

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,7 +58,7 @@ class Source:
         if self.path == SURVEY:
             return json.dumps(list(survey_rows()))
         if is_local(self.path):
-            return json.dumps([(file.name, _digest(file.path)) for file in local_files(self.path)])
+            return json.dumps([(file.name, _digest(file.path, *_stamp(file.path))) for file in local_files(self.path)])
         return f"{self.path} {load_hub(self.path, self.name, self.split, streaming=False)._fingerprint}"
 
 
@@ -95,6 +96,13 @@ class Survey:
         return Row(self.where(number), raw)
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
+@lru_cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file, which is read once as long as it stays what it is."""
+    with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns

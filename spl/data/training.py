@@ -1,7 +1,8 @@
 """What is trained on, as a Trainer takes it: steps of examples that are kept on disk."""
 
+import hashlib
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -93,11 +94,23 @@ class TrainingSteps:
             setattr(self.trainer, name, value)
         self._given = {}
 
-    def progress_unit(self) -> dict[str, int]:
-        """What a step is made of, on which the count of batches that are done rests."""
+    def progress_unit(self) -> dict[str, Any]:
+        """What steps and epochs are made of, on which the count of batches that are done rests."""
         number, plan = self.trainer.accumulate_grad_batches, self.plan()
-        size = plan.step_size if isinstance(plan, Balanced) else plan.batch_size * plan.world * number
-        return {"step_size": size, "micro_batches": number}
+        if isinstance(plan, Balanced):
+            step_size, epoch_size = plan.step_size, len(plan) // number * plan.step_size
+        else:
+            step_size, epoch_size = (plan.batch_size * plan.world * count for count in (number, len(plan)))
+        return {
+            "step_size": step_size,
+            "micro_batches": number,
+            "epoch_size": epoch_size,
+            "content": self._content,
+        }
+
+    @cached_property
+    def _content(self) -> str:
+        return hashlib.sha256(self.source.identity().encode()).hexdigest()
 
     def first_batch(self) -> PreferenceBatch:
         return collate([self.examples[k] for k in self.plan()(0)[0]])
@@ -137,8 +150,17 @@ def convert_progress(checkpoint: dict[str, Any], before: Mapping[str, Any], now:
         checkpoint: changed in place.
         before: the progress unit of its run.
         now: of this run.
+
+    Raises:
+        UserError: they hold others, so that some would be seen twice and some never.
     """
-    if before.get("step_size") != now.get("step_size") or before["micro_batches"] == now["micro_batches"]:
+    for name, what in (("step_size", "a step"), ("epoch_size", "an epoch")):
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"{what} of the run had {before.get(name)} examples and now has {now.get(name)}, so it cannot go on "
+                "exactly: keep data.batch_size times devices times trainer.accumulate_grad_batches what it was."
+            )
+    if before["micro_batches"] == now["micro_batches"]:
         return
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for part in ("total", "current"):

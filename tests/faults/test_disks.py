@@ -121,3 +121,23 @@ def test_another_setting_is_named_and_wants_a_flag(lab: Lab, stopped: Path) -> N
     assert "--allow_changes" in sentence
     assert lab.run(stopped, "--data.num_workers", "0", *other, "--allow_changes") == 0, said(stopped)
     assert "26 steps" in said(stopped)
+
+
+def test_other_data_are_noticed_and_want_a_flag(lab: Lab, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    rows = [f'{{"prompt": "{k}?", "chosen": "yes", "rejected": "no"}}' for k in range(16)]
+    path.write_text("\n".join(rows))
+    options = ["--data.path", str(path), "--data.batch_size", "4", "--export.format", "none"]
+    process = lab.start(folder, *options)
+    wait_for(lambda: (folder / "checkpoints/last.ckpt").exists(), 120)
+    lab.kill(process, signal.SIGTERM)
+    assert lab.wait(process) == 75
+    path.write_text("\n".join(rows).replace("yes", "yea"))
+    assert lab.run(folder, *options) == 2
+    assert f"the data of {path} are not those that the run was begun with" in said(folder).splitlines()[-1]
+    path.write_text("\n".join(rows))
+    other = ["--data.batch_size", "2", "--allow_changes"]
+    assert lab.run(folder, *options, *other) == 2
+    assert "a step of the run had 4 examples and now has 2" in said(folder).splitlines()[-1]
+    halves = [*other, "--trainer.accumulate_grad_batches", "2"]
+    assert lab.run(folder, *options, *halves) == 0, said(folder)
