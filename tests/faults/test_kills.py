@@ -18,7 +18,7 @@ RUNS = {
     "accumulation, validated in the middle": (
         ["--data.batch_size", "1", "--trainer.accumulate_grad_batches", "3", "--trainer.val_check_interval", "4",
          "--trainer.check_val_every_n_epoch", "1"],
-        8,
+        6,
     ),
     "a budget of tokens": (["--data.max_tokens", "150", "--data.batch_size", "4"], 8),
     "all weights": (["--model.lora_rank", "0", "--data.batch_size", "4"], 6),
