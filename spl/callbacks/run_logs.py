@@ -109,7 +109,8 @@ def rewind(folder: Path, known: Mapping[str, int]) -> None:
 
 def _logs(folder: Path) -> Iterator[Path]:
     """Files that only grow; of metrics.csv only the rows are so, since a new column is one for all."""
-    for pattern in (METRICS, "*.jsonl", "tensorboard/events.*"):
+    # By name: other files in the folder are not the run's, and may be data.
+    for pattern in (METRICS, "samples.jsonl", "quarantine.jsonl", "tensorboard/events.*"):
         yield from folder.glob(pattern)
 
 

@@ -14,6 +14,7 @@ from spl.callbacks.export import Export
 from spl.callbacks.progress import ProgressBar
 from spl.callbacks.record import log_now
 from spl.callbacks.run_folder import MetricsLogger, RunFolder
+from spl.callbacks.run_logs import rewind
 from spl.callbacks.start import StartEndValidation, StartReport
 from spl.callbacks.throughput import ThroughputMonitor
 from spl.modules.preference import PreferenceModule
@@ -103,6 +104,18 @@ def test_the_metrics_file_is_added_to(tmp_path: Path) -> None:
     assert [(int(r["step"]), float(r["loss"]), r["margin"]) for r in rows] == [
         (0, 0.0, ""), (1, 1.0, ""), (2, 2.0, "1.0"), (3, 3.0, "1.0"), (4, 4.0, "")
     ]  # fmt: skip
+
+
+def test_logs_are_cut_back_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("samples.jsonl", "pairs.jsonl", "pairs.csv"):
+        (tmp_path / name).write_text("one\ntwo\n")
+    (tmp_path / "metrics.csv").write_text("step,loss\n0,1.0\n1,0.5\n2,0.")
+    rewind(tmp_path, {"metrics.csv": 1, "samples.jsonl": 4})
+    assert (tmp_path / "metrics.csv").read_text() == "step,loss\n0,1.0\n"
+    assert (tmp_path / "samples.jsonl").read_text() == "one\n"
+    rewind(tmp_path, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.csv", "pairs.jsonl"]
+    assert (tmp_path / "pairs.jsonl").read_text() == "one\ntwo\n"
 
 
 def test_the_progress_bar_shows_loss_margin_accuracy_and_rate(tmp_path: Path) -> None:
