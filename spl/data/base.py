@@ -1,22 +1,23 @@
 """The data module: rows of any common shape in, batches of tries out."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule
 
-from spl.data.encode import BadRows, EncodedData, RowEncoder, encode_source
-from spl.data.files import is_local
+from spl.data.encode import BadRows, RowEncoder
+from spl.data.kept import EncodedData, encode_source
 from spl.data.loader import BatchLoader, InOrder, StreamLoader
 from spl.data.multiple_choice import EncodedChoice, choice_batches, encode_choices
 from spl.data.prompts import example_prompts, reply_batch, text_prompts
 from spl.data.quarantine import Quarantine
-from spl.data.source import SURVEY, Source, named_source
+from spl.data.settings import check_settings, retries_of
+from spl.data.source import Source, named_source
 from spl.data.tokenization import Encoder, Template, Truncation, TurnEnd
 from spl.data.training import TrainingSteps, convert_progress
-from spl.data.training_stream import TrainingStream, check_stream, retries_of
+from spl.data.training_stream import TrainingStream
 from spl.secrets import without_secrets
 from spl.types import PreferenceBatch, Prompt, UserError
 
@@ -102,7 +103,7 @@ class PreferenceDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        _check(self.hparams)
+        check_settings(self.hparams)
         self.source = Source(path, name, split)
         self.val_source = Source(val_path or path, name, val_split or split) if val_path or val_split else None
         self.train: EncodedData | None = None
@@ -291,23 +292,3 @@ class PreferenceDataModule(LightningDataModule):
     def decoded_example(self) -> str:
         """The first training example's first response as the model sees it, its scored span marked."""
         return self.encoder.encoder.decode_marked(self._training.examples[0])
-
-
-def _check(hp: Mapping[str, Any]) -> None:
-    """Refuse settings that cannot be, as far as they can be told without the data."""
-    for name in ("batch_size", "max_tokens", "num_choice_questions", "buffer_size", "lanes"):
-        if hp[name] is not None and hp[name] < 1:
-            raise UserError(f"data.{name} must be 1 or more, but is {hp[name]}.")
-    for name, most in (("max_bad_share", 1), ("retries", 100), ("retry_wait", 3600)):
-        if not 0 <= hp[name] <= most:
-            raise UserError(f"data.{name} must be from 0 to {most}, but is {hp[name]}.")
-    check_stream(hp)
-    size, path = hp["val_size"], hp["path"]
-    if size < 0 or (size > 1 and size != int(size)):
-        raise UserError(f"data.val_size must be a share below 1 or a whole number of examples, but is {size}.")
-    if hp["val_split"] and not hp["val_path"] and (path == SURVEY or is_local(path)):
-        raise UserError("data.val_split names a split of a Hub data set; of files, set data.val_path or data.val_size.")
-    if size and (hp["val_path"] or hp["val_split"]):
-        raise UserError(
-            "data.val_size sets a part apart where no held-out data are named: drop it, or val_path/val_split."
-        )

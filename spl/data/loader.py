@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from spl.data.budget import Balanced, shuffled
 from spl.data.collate import EncodedExample, collate
-from spl.data.encode import EncodedData
+from spl.data.kept import EncodedData
 from spl.types import PreferenceBatch, UserError
 
 Position = Callable[[], tuple[int, int]]

@@ -10,7 +10,7 @@ from lightning import Trainer
 
 from spl.data.budget import Balanced, fewest
 from spl.data.collate import collate
-from spl.data.encode import EncodedData
+from spl.data.kept import EncodedData
 from spl.data.loader import BatchLoader, Shuffled
 from spl.data.source import Source
 from spl.types import PreferenceBatch, UserError

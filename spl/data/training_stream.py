@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
@@ -18,8 +17,9 @@ from spl.data.encode import Report, RowEncoder
 from spl.data.lanes import Cursor, Lane, deal
 from spl.data.loader import StreamLoader
 from spl.data.quarantine import Quarantine
-from spl.data.shards import Retries, Shard
-from spl.data.source import SURVEY, Source
+from spl.data.settings import retries_of
+from spl.data.shards import Shard
+from spl.data.source import Source
 from spl.data.streaming import LaneProgress, LaneReader, Note, StreamBatches
 from spl.types import PreferenceBatch, UserError
 
@@ -230,29 +230,3 @@ class TrainingStream:
 def _base(name: str) -> str:
     """Of a file, its name, so that a data set may be moved."""
     return name.rsplit("/", 1)[-1]
-
-
-def retries_of(settings: Mapping[str, Any]) -> Retries:
-    return Retries(settings["retries"], settings["retry_wait"])
-
-
-def check_stream(settings: Mapping[str, Any]) -> None:
-    """Refuse what a stream cannot do.
-
-    Raises:
-        UserError: batches are to be made by length, or a setting is given that only a stream knows, or wrongly.
-    """
-    mixture = settings["mixture"]
-    if mixture is not None and not settings["streaming"]:
-        raise UserError("data.mixture mixes streams without end: set data.streaming to true.")
-    if mixture is not None and settings["path"] != SURVEY:
-        raise UserError("data.mixture and data.path both name what is trained on: leave one out.")
-    if mixture is not None and not (mixture and all(0 < weight < math.inf for weight in mixture.values())):
-        raise UserError(f"data.mixture must give each source a weight above 0, but is {mixture}.")
-    if not settings["streaming"]:
-        return
-    if settings["max_tokens"] or settings["group_by_length"]:
-        raise UserError(
-            "a stream does not tell its lengths ahead: with data.streaming leave out data.max_tokens and "
-            "data.group_by_length, and lower data.batch_size (raising trainer.accumulate_grad_batches) instead."
-        )

@@ -10,7 +10,8 @@ import torch
 
 import spl.data.encode
 from spl.data.base import PreferenceDataModule
-from spl.data.encode import Report, RowEncoder, encode_source
+from spl.data.encode import Report, RowEncoder
+from spl.data.kept import encode_source
 from spl.data.source import Source
 from spl.data.survey import SURVEY
 from spl.data.tokenization import Encoder
