@@ -114,16 +114,16 @@ class StreamLoader(_Resumable):
 
     Args:
         batches: gives what is left of the stream, as (batch, note) or the UserError that ends it.
-        trained: takes the note of each batch that is handed over.
+        draw: takes the note of each batch that is handed over.
         length: batches of the run.
         num_workers: processes that prepare them.
     """
 
     def __init__(
-        self, batches: Callable[[], Any], trained: Callable[[Any], None], length: int, num_workers: int = 0
+        self, batches: Callable[[], Any], draw: Callable[[Any], None], length: int, num_workers: int = 0
     ) -> None:
         self.batches = batches
-        self.trained = trained
+        self.draw = draw
         self.length = length
         self.num_workers = num_workers
 
@@ -136,7 +136,7 @@ class StreamLoader(_Resumable):
             if isinstance(found, UserError):
                 raise found
             batch, note = found
-            self.trained(note)
+            self.draw(note)
             yield received(batch)
 
 

@@ -52,6 +52,7 @@ class TrainingStream:
         self.quarantine = quarantine
         self._progress: dict[int, dict[str, Any]] = {}  # of the lanes that have had a batch: all, or this process's
         self._done = 0  # batches of all processes
+        self._drawn: tuple[Note, int] | None = None  # the newest batch's, and the batches processed before it
         self._begun_with: int | None = None  # lanes of the run that goes on
 
     def prepare(self) -> None:
@@ -112,6 +113,8 @@ class TrainingStream:
 
     def batches(self) -> StreamBatches:
         """This process's next ones."""
+        self._settle()
+        self._drawn = None  # what was drawn and never trained on comes again
         rank, world = self.trainer.global_rank, self.trainer.world_size
         fresh = LaneProgress([Cursor()] * len(self.sources)).state()
         readers = {
@@ -125,11 +128,24 @@ class TrainingStream:
         """Whether the lane is this process's, which takes every world-th batch from the first that is not done."""
         return (lane - self._done) % self.trainer.world_size == self.trainer.global_rank
 
-    def trained(self, note: Note) -> None:
-        """A batch was handed over."""
-        self._progress[note.lane] = note.state
-        self._done += self.trainer.world_size
+    def draw(self, note: Note) -> None:
+        """A batch is handed over, and the one before it is done."""
+        self._settle(done=True)
+        self._drawn = note, self._processed
         self.quarantine.add(note.samples)
+
+    def _settle(self, done: bool = False) -> None:
+        """Count the newest batch in, once it is trained on: a checkpoint may be taken between that and the draw."""
+        if self._drawn and (done or self._processed > self._drawn[1]):
+            note, self._drawn = self._drawn[0], None
+            self._progress[note.lane] = note.state
+            self._done += self.trainer.world_size
+
+    @property
+    def _processed(self) -> int:
+        """Batches that training has been through."""
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return int(total.processed)
 
     def loader(self) -> StreamLoader:
         """Batches for the whole run; training that goes on in the same process goes on where it was."""
@@ -140,7 +156,7 @@ class TrainingStream:
                 "and the end: set it to 1 and trainer.val_check_interval to a number of batches.",
                 every,
             )
-        return StreamLoader(self.batches, self.trained, self.length, self.settings["num_workers"])
+        return StreamLoader(self.batches, self.draw, self.length, self.settings["num_workers"])
 
     @cached_property
     def examples(self) -> list[EncodedExample]:
@@ -152,6 +168,7 @@ class TrainingStream:
 
     def state(self) -> dict[str, Any]:
         """Where all lanes stand, with the stream they are of. To be called by all processes together."""
+        self._settle()
         own = {lane: state for lane, state in self._progress.items() if self._is_own(lane)}
         every = [own] * self.trainer.world_size
         if self.trainer.world_size > 1:
@@ -222,6 +239,7 @@ class TrainingStream:
 
     def report(self) -> Report:
         """What became of the rows so far, as far as this process knows: all lanes at a checkpoint, then its own."""
+        self._settle()
         reports = [LaneProgress.of(state).report for state in self._progress.values()]
         counts = {f.name: sum(getattr(r, f.name) for r in reports) for f in fields(Report) if f.name != "samples"}
         return Report(**counts)

@@ -66,7 +66,8 @@ def written(folder: Path, count: int, files: int = 8) -> dict[str, Path]:
 def data(path: Path, tokenizer: Any, **options: Any) -> PreferenceDataModule:
     """As a Trainer would ask for it."""
     module = PreferenceDataModule(str(path), batch_size=16, **options)
-    progress = SimpleNamespace(current=SimpleNamespace(ready=0), is_last_batch=False)
+    counted = SimpleNamespace(ready=0, processed=0)
+    progress = SimpleNamespace(current=counted, total=counted, is_last_batch=False)
     trainer: Any = SimpleNamespace(
         **{"global_rank": 0, "world_size": 1, "max_steps": 10**9, "accumulate_grad_batches": 1, "current_epoch": 0},
         lightning_module=SimpleNamespace(tokenizer=tokenizer),

@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ class FakeTrainer:
         self.state = type("State", (), {"fn": "fit"})()
         self.default_root_dir = str(folder)
         progress = type("Progress", (), {"ready": 0})()
-        batches = type("Batches", (), {"current": progress, "is_last_batch": False})()
+        self.processed = count()  # a batch is done whenever it is asked
+        total = type("Total", (), {"processed": property(lambda _: next(self.processed))})()
+        batches = type("Batches", (), {"current": progress, "total": total, "is_last_batch": False})()
         epoch = type("Epoch", (), {"batch_progress": batches})()
         self.fit_loop = type("Fit", (), {"epoch_loop": epoch, "restarting": False})()
 

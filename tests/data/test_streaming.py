@@ -5,7 +5,7 @@ import multiprocessing
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,25 @@ def test_a_checkpoint_goes_on_with_the_next_batch(tmp_path: Path, tiny_tokenizer
     assert after.state_dict()["stream"]["done"] == 8
 
 
+def test_a_batch_that_was_drawn_and_not_trained_on_is_in_no_checkpoint(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """A checkpoint of a step's end may be taken when the next step's batch is there already."""
+    path = folder(tmp_path, [9, 14])
+    module = stream(path, tiny_tokenizer, batch_size=2, buffer_size=6)
+    loader = iter(module.train_dataloader())
+    for _ in range(3):
+        next(loader)
+    done = module.state_dict()
+    trainer: Any = module.trainer
+    trainer.processed = repeat(1_000)
+    drawn = next(loader)
+    assert module.state_dict() == done
+    after = stream(path, tiny_tokenizer, batch_size=2, buffer_size=6)
+    after.load_state_dict(done)
+    assert same(batches(after, 1)[0], drawn)
+    trainer.processed = repeat(1_001)
+    assert module.state_dict()["stream"]["done"] == 4
+
+
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     lanes=st.sampled_from([1, 2, 4]),
@@ -140,6 +159,7 @@ def alone(module: PreferenceDataModule) -> dict[str, Any]:
     """What one process knows, without a gathering of all."""
     training = module._training
     assert isinstance(training, TrainingStream)
+    training._settle()
     own = [[lane, state] for lane, state in training._progress.items() if training._is_own(lane)]
     return {
         "stream": {"order": training._order(), "num_lanes": training.num_lanes, "done": training._done, "lanes": own}
