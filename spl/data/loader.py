@@ -3,7 +3,7 @@
 A loader asks for its position when the first batch is drawn, which is after a checkpoint was restored.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -126,11 +126,21 @@ class StreamLoader(_Resumable):
         self.draw = draw
         self.length = length
         self.num_workers = num_workers
+        self._running: Generator[PreferenceBatch, None, None] | None = None
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[PreferenceBatch]:
+        self._running = self._batches()
+        return self._running
+
+    def close(self) -> None:
+        """End the workers, which would go on without end."""
+        if self._running:
+            self._running.close()
+
+    def _batches(self) -> Generator[PreferenceBatch, None, None]:
         loader = DataLoader(self.batches(), batch_size=None, collate_fn=_as_it_is, **_loading(self.num_workers))
         for found in islice(loader, self.length):  # a trainer that goes on stops sooner
             if isinstance(found, UserError):

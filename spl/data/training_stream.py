@@ -52,6 +52,7 @@ class TrainingStream:
         self.quarantine = quarantine
         self._progress: dict[int, dict[str, Any]] = {}  # of the lanes that have had a batch: all, or this process's
         self._done = 0  # batches of all processes
+        self._loader: StreamLoader | None = None
         self._drawn: tuple[Note, int] | None = None  # the newest batch's, and the batches processed before it
         self._begun_with: int | None = None  # lanes of the run that goes on
 
@@ -156,7 +157,8 @@ class TrainingStream:
                 "and the end: set it to 1 and trainer.val_check_interval to a number of batches.",
                 every,
             )
-        return StreamLoader(self.batches, self.draw, self.length, self.settings["num_workers"])
+        self._loader = StreamLoader(self.batches, self.draw, self.length, self.settings["num_workers"])
+        return self._loader
 
     @cached_property
     def examples(self) -> list[EncodedExample]:
@@ -233,7 +235,9 @@ class TrainingStream:
         )
 
     def finish(self) -> None:
-        """Say what became of the rows."""
+        """End the workers; say what became of the rows."""
+        if self._loader:
+            self._loader.close()
         if self.trainer.global_rank == 0 and (report := self.report()).rows:
             log.info("Of the stream: %s.", report.describe())
 

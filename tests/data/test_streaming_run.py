@@ -56,6 +56,7 @@ def losses(run: Path) -> list[tuple[str, str]]:
 def test_a_killed_run_ends_as_if_nothing_had_been(tmp_path: Path, mixture: dict[str, float]) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     main(command(straight, mixture))
+    assert not multiprocessing.active_children()  # a stream's workers would go on without end
     process = subprocess.Popen(
         [sys.executable, "-m", "spl.cli", *command(killed, mixture)],
         stdout=subprocess.DEVNULL,
@@ -99,8 +100,9 @@ def test_a_killed_worker_ends_in_one_sentence(
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     with pytest.raises(SystemExit) as raised:
-        main(command(run, mixture, "--trainer.max_steps", "4000", "--data.num_workers", "1"))
+        main(command(run, mixture, "--trainer.max_steps", "300", "--data.num_workers", "1"))
     thread.join()
+    assert not multiprocessing.active_children()
     assert raised.value.code == 1
     said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("error: a process that prepares batches was killed, most often because")
