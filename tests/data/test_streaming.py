@@ -34,7 +34,10 @@ def stream(path: Path | str, tokenizer: Any, rank: int = 0, world: int = 1, **op
 
 
 def batches(module: PreferenceDataModule, number: int) -> list[PreferenceBatch]:
-    return list(islice(iter(module.train_dataloader()), number))
+    loader: Any = module.train_dataloader()
+    found = list(islice(iter(loader), number))
+    loader.close()
+    return found
 
 
 def folder(path: Path, sizes: list[int]) -> Path:
@@ -89,6 +92,7 @@ def test_a_checkpoint_goes_on_with_the_next_batch(tmp_path: Path, tiny_tokenizer
     for _ in range(5):
         next(loader)  # by now workers have more ready
     state = json.loads(json.dumps(before.state_dict()))
+    before.teardown("fit")
     after = stream(path, tiny_tokenizer, **options)
     after.load_state_dict(state)
     rest = batches(after, 3)
