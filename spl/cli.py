@@ -71,6 +71,7 @@ def _run(args: list[str]) -> None:
     from spl.data.loader import killed_worker
     from spl.modules.non_finite import NonFiniteLossError
     from spl.plan import PlanCommand
+    from spl.processes import lost_process
     from spl.resume import RunFinishedError
 
     try:
@@ -92,7 +93,7 @@ def _run(args: list[str]) -> None:
     except InterruptedTrainingError as error:
         _fail(f"{error}. To go on: the same command with --output {error.folder or 'DIR'} --resume", error.exit_code)
     except RuntimeError as error:  # raised wherever the run happens to be
-        if sentence := killed_worker(error):
+        if sentence := killed_worker(error) or lost_process(error):
             _fail(sentence, 1)
         raise
     except (KeyboardInterrupt, SystemExit) as error:

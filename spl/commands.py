@@ -33,6 +33,7 @@ from spl.checkpoints import CheckpointFile, peek
 from spl.data.base import PreferenceDataModule
 from spl.disk import replacing
 from spl.modules.preference import PreferenceModule
+from spl.processes import end_children
 from spl.resume import RunFinishedError, changes, end_whole, newest_good
 from spl.secrets import SecretFilter, without_secrets
 from spl.settings import Parser, check_groups, in_one_sentence
@@ -187,6 +188,13 @@ class SPLCommand(LightningCLI):
                 if f"{group}.{name}" in ("model.model", "model.lora_rank", "model.lora_alpha", "model.dtype"):
                     raise UserError(f"{said}: give the same.")
                 log.warning("%s; the given one counts.", said)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            end_children(self.trainer)
+            raise
 
     def instantiate_classes(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def _set_aside(refused: list[tuple[Path, str]]) -> None:
     """Out of the way of checkpoints to come, which would count them in."""
     for path, reason in refused:
         log.warning("%s It is set aside as %s.damaged, and an older one is taken.", reason, path.name)
-        path.replace(path.with_name(f"{path.name}.damaged"))
+        with suppress(FileNotFoundError):  # another process of the run was faster
+            path.replace(path.with_name(f"{path.name}.damaged"))
 
 
 def changes(config: Path, settings: Mapping[str, Any], allowed: bool) -> list[str]:

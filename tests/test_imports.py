@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "models": TYPES | {"trust"},
     "loading": TYPES,
     "disk": set(),
+    "processes": set(),
     "checkpoints": TYPES | {"disk"},
     "resume": TYPES | {"checkpoints"},
     "data": TYPES | {"secrets"},

@@ -50,11 +50,12 @@ class Checkpoints(Callback):
         self._due = False  # a checkpoint of the step that has just ended
         self._end: dict[str, Any] = {}  # what a checkpoint says of that step's end, whenever it is taken
         self._unlogged = False  # no logger has that step's own metrics yet
+        self._agreed = False  # all processes stop after that step
         self._row: dict[str, float] = {}  # those metrics, where a checkpoint has to carry them
         self._lengths: dict[str, int] | None = None  # of the logs, when a pause between two steps began
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._saved, self._due, self._unlogged = -1, False, False
+        self._saved, self._due, self._unlogged, self._agreed = -1, False, False, False
         self._end, self._row, self._lengths = {}, {}, None
         if stage == "fit" and trainer.is_global_zero:
             sweep(_folder(trainer))
@@ -127,15 +128,18 @@ class Checkpoints(Callback):
         self.signals.restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.signals.restore()
-        received, between_steps = self.signals.received, self.signals.interruptible
-        if isinstance(exception, InterruptedTrainingError):
-            self._tell(trainer, exception, save=between_steps)
-        elif received and between_steps:
-            # Code in C, which was at work when the signal came, has made another exception of it.
-            stop = InterruptedTrainingError(received)
-            self._tell(trainer, stop, save=True)
-            raise stop from exception
+        received, between_steps = self.signals.received, self._agreed or self.signals.interruptible
+        self.signals.interruptible = False  # a signal that reaches this process after another finds it saving
+        try:
+            if isinstance(exception, InterruptedTrainingError):
+                self._tell(trainer, exception, save=between_steps)
+            elif received and between_steps:
+                # Code in C, which was at work when the signal came, has made another exception of it.
+                stop = InterruptedTrainingError(received)
+                self._tell(trainer, stop, save=True)
+                raise stop from exception
+        finally:
+            self.signals.restore()
 
     def _tell(self, trainer: Trainer, exception: InterruptedTrainingError, save: bool) -> None:
         """Save the last step's end, and have the exception say what is saved of it."""
@@ -152,7 +156,7 @@ class Checkpoints(Callback):
         """Stop where any process was asked to."""
         asked = self.signals.received is not None
         if trainer.strategy.reduce_boolean_decision(asked, all=False):
-            self.signals.interruptible = True
+            self._agreed, self.signals.interruptible = True, False
             # Another process's signal, where this one has none, is taken for the usual one.
             raise InterruptedTrainingError(self.signals.received or 15)
 

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from safetensors import SafetensorError
 
 from spl.callbacks.checkpoints import UnsavedRunError
+from spl.types import UserError
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,12 @@ class Export(Callback):
 
     def __init__(self, format: Literal["merged", "adapter", "none"] = "merged") -> None:
         self.format = format
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self.format == "adapter" and not getattr(pl_module, "trains_adapters", True):
+            raise UserError(
+                "export.format is adapter, but all weights are trained (model.lora_rank 0): set it to merged."
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module

@@ -54,16 +54,16 @@ class RewardMonitor(HeldOutMonitor):
                 log.warning("RewardMonitor needs the implicit rewards of PreferenceModule: this run has none to show.")
             self.warned = True
             return
-        if not finite(outputs):
-            return
         first, second = batch.comparisons.unbind(1)
         rewards, chosen_first = outputs["rewards"], batch.shares >= 0.5
-        self.histograms.update(
+        figures = (
             rewards[torch.where(chosen_first, first, second)],
             rewards[torch.where(chosen_first, second, first)],
             torch.where(chosen_first, 1, -1) * outputs["margins"],
             batch.shares != 0.5,
         )
+        # Updated in any case: a process whose batches are all left out is asked for its sums like the others.
+        self.histograms.update(*(figures if finite(outputs) else (figure[:0] for figure in figures)))
 
     on_test_batch_end = on_validation_batch_end
 

@@ -1,7 +1,8 @@
 """Short runs on pairs of which one is bad, and what their steps saw; as a script, runs of two processes.
 
 `python non_finite_run.py FOLDER` forks two processes for each of RUNS; process R of a run writes what it saw into
-FOLDER/NAME: weights-R.pt, steps-R.safetensors, and error-R.txt if it ended in an error.
+FOLDER/NAME: weights-R.pt, steps-R.safetensors, and error-R.txt if it ended in an error. A last run, held_out,
+only looks at pairs, of which the second process has the bad one and three others as a batch: found-R.json.
 """
 
 import json
@@ -16,6 +17,8 @@ import torch
 from lightning import Callback, Trainer
 from torch.distributed.tensor import DTensor
 
+from spl.callbacks.calibration import CalibrationMonitor
+from spl.callbacks.rewards import RewardMonitor
 from spl.data.base import PreferenceDataModule
 from spl.modules.batch_file import write_batches
 from spl.modules.preference import PreferenceModule
@@ -99,9 +102,19 @@ def run(folder: Path, name: str) -> None:
     torch.save({"weights": weights, "skipped": module.guard.skipped}, folder / f"weights-{rank}.pt")
 
 
+def look(folder: Path) -> None:
+    rank = os.environ["LOCAL_RANK"]
+    pairs = str(write_pairs(folder / f"pairs-{rank}.jsonl"))
+    trainer = make_trainer(
+        folder, RewardMonitor(), CalibrationMonitor(), devices=2, strategy="ddp", limit_val_batches=1.0
+    )
+    (found,) = trainer.validate(make_module(), PreferenceDataModule(pairs, val_path=pairs, batch_size=4), verbose=False)
+    (folder / f"found-{rank}.json").write_text(json.dumps(dict(found)))
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    for name in RUNS:
+    for name in (*RUNS, "held_out"):
         (folder / name).mkdir()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -111,7 +124,7 @@ def main(folder: Path) -> None:
             if not (child := os.fork()):
                 os.environ["LOCAL_RANK"] = str(rank)
                 try:
-                    run(folder / name, name)
+                    look(folder / name) if name == "held_out" else run(folder / name, name)
                 finally:
                     os._exit(0)  # gloo's threads may abort a process that ends in the ordinary way
             children.append(child)

@@ -254,3 +254,19 @@ def test_all_processes_skip_where_one_has_a_bad_row(pairs_of_processes: Path, na
         torch.testing.assert_close(weight, expected[name_], atol=2e-6, rtol=1e-5)
         assert torch.equal(weight, ends[1]["weights"][name_])
     assert load_file(next(folder.rglob("non_finite/*.safetensors")))
+
+
+def test_a_process_whose_held_out_batches_are_all_left_out_is_no_dead_end(
+    pairs_of_processes: Path, tmp_path: Path
+) -> None:
+    expected = validate(
+        tmp_path,
+        runs.make_module(),
+        runs.write_pairs(tmp_path / "good.jsonl", count=4),
+        RewardMonitor(),
+        CalibrationMonitor(),
+    )
+    for rank in range(2):
+        found = json.loads((pairs_of_processes / "held_out" / f"found-{rank}.json").read_text())
+        assert found.pop("val/non_finite") == 1
+        assert found == pytest.approx({k: v for k, v in expected.items() if k != "val/non_finite"}, rel=1e-5)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from spl.callbacks.checkpoints import Checkpoints
-from spl.callbacks.interrupt import InterruptedTrainingError
+from spl.callbacks.interrupt import InterruptedTrainingError, stoppable
 from spl.data.base import PreferenceDataModule
 from spl.data.collate import EncodedExample, collate
 from spl.data.survey import SURVEY
@@ -197,6 +198,29 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, at: int, streami
     assert before.losses + rest.losses == straight.losses
     for name, weight in trained(whole).items():
         assert torch.equal(weight, trained(after)[name])
+
+
+class OfTwo(SingleDeviceStrategy):
+    """A process of two: the other is asked to stop in step 3, and this one as it saves the checkpoint of that step."""
+
+    told = False
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        if self.told or self.lightning_module.trainer.global_step < 3:
+            return decision
+        self.told = True
+        return True
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().save_checkpoint(*args, **kwargs)
+
+
+def test_a_signal_that_comes_as_another_process_has_its_checkpoint_saved_waits(tmp_path: Path) -> None:
+    stopping = trainer(tmp_path, 12, Checkpoints(), strategy=OfTwo("cpu"))
+    with stoppable(), pytest.raises(InterruptedTrainingError, match=r"after step 3; saved .*step=3\.ckpt"):
+        stopping.fit(PreferenceModule("tiny", lora_rank=4), PreferenceDataModule("survey", batch_size=2))
+    assert (tmp_path / "checkpoints" / "step=3.ckpt").is_file()
 
 
 def test_sft_by_hand_and_towards_its_floor(tmp_path: Path) -> None:
