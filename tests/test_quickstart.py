@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import smollm2
 from PIL import Image
+from real_model import smollm2
 
 from spl.data.survey import SURVEY
 from spl.objective.optimum import two_outcome_share

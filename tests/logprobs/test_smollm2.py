@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import smollm2
+from real_model import smollm2
 
 from spl.data.collate import collate
 from spl.data.encode import Report, RowEncoder

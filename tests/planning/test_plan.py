@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import smollm2
+from real_model import smollm2
 
 from spl.cli import main
 from spl.models import load_model, load_tokenizer
