@@ -14,6 +14,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.logging import RichHandler
@@ -36,7 +37,7 @@ from spl.modules.preference import PreferenceModule
 from spl.processes import end_children
 from spl.resume import RunFinishedError, changes, end_whole, newest_good
 from spl.secrets import SecretFilter, without_secrets
-from spl.settings import Parser, check_groups, in_one_sentence
+from spl.settings import Parser, check_accumulation, check_groups, in_one_sentence
 from spl.types import UserError
 
 log = logging.getLogger("spl")
@@ -126,6 +127,7 @@ class SPLCommand(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.settings
         check_groups(settings, _GROUPS)
+        check_accumulation(settings)
         self.output = Path(settings.output or _default_output(settings.config))
         if settings.trainer.default_root_dir:
             raise UserError(
@@ -217,6 +219,8 @@ class SPLCommand(LightningCLI):
             ]
         kwargs["default_root_dir"] = str(self.output)
         trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            raise UserError("trainer.strategy spawns or forks processes, to which no run can be handed over: set ddp.")
         end_whole(trainer)
         # Lightning's handlers would broadcast from within a signal, and requeue SLURM jobs by themselves.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]

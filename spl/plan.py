@@ -10,6 +10,7 @@ from spl.commands import SPLCommand
 from spl.planning.gpus import GPUS
 from spl.planning.planner import Options, Planner
 from spl.planning.show import show
+from spl.settings import check_accumulation
 
 
 class PlanCommand(SPLCommand):
@@ -36,6 +37,7 @@ class PlanCommand(SPLCommand):
 
     def before_instantiate_classes(self) -> None:
         """There is no run folder."""
+        check_accumulation(self.settings)
 
     def instantiate_classes(self) -> None:
         """Nothing of a run is made."""
@@ -60,6 +62,7 @@ class PlanCommand(SPLCommand):
 def _devices(trainer: dict[str, Any]) -> int:
     """Processes of the run by its settings, where they name several."""
     devices = trainer["devices"]
-    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+    listed = devices.strip(",").split(",") if isinstance(devices, str) and "," in devices else devices
+    count = len(listed) if isinstance(listed, list) else int(listed) if str(listed).isdigit() else 1
     total = count * trainer["num_nodes"]
     return total if total > 1 else 8

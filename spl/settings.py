@@ -102,3 +102,13 @@ def check_groups(settings: Any, groups: Mapping[str, type]) -> None:
         for name in given.keys() & hints.keys():
             if given[name] is None and type(None) not in get_args(hints[name]):
                 raise UserError(f"{group}.{name} is null, but needs a value: leave it out for its default.")
+
+
+def check_accumulation(settings: Any) -> None:
+    """Lightning would divide by it in the middle of a run.
+
+    Raises:
+        UserError: no batch makes a step.
+    """
+    if (number := settings.trainer.accumulate_grad_batches) < 1:
+        raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, but is {number}.")

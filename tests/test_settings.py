@@ -36,6 +36,7 @@ def said(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (b"model: null", "model must be a group of settings, but is None."),
         (b"trainer: true", "trainer must be a group of settings, but is True."),
         (b"model: {lr: }", "model.lr is null, but needs a value: leave it out for its default."),
+        (b"trainer: {accumulate_grad_batches: 0}", "trainer.accumulate_grad_batches must be 1 or more, but is 0."),
         (b"data: {batch_size: null}", "data.batch_size is null, but needs a value"),
         (b"samples: {max_new_tokens: null}", "samples.max_new_tokens is null, but needs a value"),
         (b"model: {trust_remote_code: true}", "model.trust_remote_code must be str or null, but is True"),

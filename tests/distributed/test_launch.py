@@ -35,9 +35,13 @@ def test_processes_from_outside_need_a_folder_that_all_know(
     assert capsys.readouterr().err.endswith("share one folder, so it needs a name: give --output DIR.\n")
 
 
-def test_another_kind_of_sharding_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp_spawn", "ddp_fork"])
+def test_another_way_to_launch_or_shard_is_refused(
+    tmp_path: Path, strategy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--trainer.strategy", strategy, "--trainer.devices", "1" if strategy == "fsdp" else "2"]
     with pytest.raises(SystemExit) as raised:
-        main(["fit", "--config", TINY, "--output", str(tmp_path / "run"), "--trainer.strategy", "fsdp"])
+        main(["fit", "--config", TINY, "--output", str(tmp_path / "run"), *given])
     assert raised.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 

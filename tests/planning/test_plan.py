@@ -75,6 +75,10 @@ def test_a_plan_of_the_tiny_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan["memory"]["fsdp"]["weights"] == plan["memory"]["one"]["weights"] / 2
 
 
+def test_devices_by_their_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert planned([*TINY, "--trainer.devices", "0,1"], capsys)["assumed"]["gpus"] == 2
+
+
 def test_tables_are_readable_and_say_that_they_are_on_paper(capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--model.model", smollm2(), "--data.path", "survey", "--tokens", "1024"]
     main([*TINY, *args])
@@ -108,6 +112,7 @@ def test_a_folder_is_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--gpu", "h1000"], "--gpu must be one of l4-24gb, "),
         (["--mfu", "3"], "--mfu must be a share"),
         (["--tokens", "0"], "--tokens must be above 0"),
+        (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches must be 1 or more, but is 0."),
     ],
 )
 def test_mistakes_end_in_a_sentence(args: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
