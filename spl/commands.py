@@ -26,13 +26,13 @@ from spl.callbacks.predictions import PredictionWriter
 from spl.callbacks.progress import ProgressBar
 from spl.callbacks.reference_cache import ReferenceCache
 from spl.callbacks.run_folder import MetricsLogger, RunFolder
-from spl.callbacks.run_logs import EventsLogger, rewind
+from spl.callbacks.run_logs import EventsLogger, logs_in, rewind
 from spl.callbacks.sampler import PolicySampler
 from spl.callbacks.start import StartEndValidation, StartReport
 from spl.callbacks.throughput import ThroughputMonitor
 from spl.checkpoints import CheckpointFile, peek
 from spl.data.base import PreferenceDataModule
-from spl.disk import replacing
+from spl.disk import is_held, replacing
 from spl.modules.preference import PreferenceModule
 from spl.processes import end_children
 from spl.resume import RunFinishedError, changes, end_whole, newest_good
@@ -140,7 +140,7 @@ class SPLCommand(LightningCLI):
                 raise UserError(
                     f"{self.output} holds a run already: go on with it by --resume, or give another --output."
                 )
-        _log_to(self.output / "log.txt")
+        _log_to(self.output / "log.txt", alone=self.subcommand == "fit")
         if self.subcommand == "fit" and settings.resume:
             self._resume()
 
@@ -151,10 +151,15 @@ class SPLCommand(LightningCLI):
             UserError: it would be another run.
             RunFinishedError: nothing is left to do.
         """
-        settings, summary = self.settings, self.output / "summary.json"
+        settings, summary, config = self.settings, self.output / "summary.json", self.output / "config.yaml"
         if not settings.output:
             raise UserError("--resume needs --output DIR, the folder of the run to go on with.")
-        changed = changes(self.output / "config.yaml", self._kept_settings(), settings.allow_changes)
+        changed = changes(config, self._kept_settings(), settings.allow_changes)
+        if not config.exists() and (left := [path.name for path in (summary, *logs_in(self.output)) if path.exists()]):
+            raise UserError(
+                f"{self.output} is not the folder of a run: it holds {left[0]}, but no config.yaml, which a run writes "
+                "first. Give another --output."
+            )
         if summary.exists() and not changed:
             steps = json.loads(summary.read_text())["steps"]
             raise RunFinishedError(f"{self.output} is finished: {steps:,} steps. Nothing to resume.")
@@ -281,12 +286,25 @@ def _default_output(configs: Any) -> str:
     return os.environ.get("SPL_OUTPUT", "runs/fit")
 
 
-def _log_to(path: Path) -> None:
-    """Messages of spl to the terminal and to the run's log.txt."""
+def _log_to(path: Path, alone: bool) -> None:
+    """Messages of spl to the terminal and to the run's log.txt.
+
+    Args:
+        alone: hold the file until it is closed, against a second run in the same folder.
+
+    Raises:
+        UserError: the folder cannot be made, or another run is at work in it.
+    """
     log.setLevel(logging.INFO)
     if getattr(rank_zero_only, "rank", 0) == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = logging.FileHandler(path, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}. Give another --output.") from error
+        if alone and file.stream and is_held(file.stream):
+            file.close()
+            raise UserError(f"another run is at work in {path.parent}: wait for its end, or give another --output.")
         file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is told of elsewhere
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         for handler in (file, RichHandler(console=Console(stderr=True), show_path=False, show_time=False)):

@@ -1,12 +1,13 @@
 """Files that are whole or not there, whenever a process is killed or the power fails."""
 
+import fcntl
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _WRITING = ".writing-"  # prefix of names that are not whole yet
 
@@ -31,7 +32,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def append(path: Path, text: str) -> None:
@@ -51,9 +52,20 @@ def append(path: Path, text: str) -> None:
             raise
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring renamed, new and removed names of a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def is_held(file: IO[Any]) -> bool:
+    """Whether another process holds a file; if not, this one does, for as long as it lives and keeps it open."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # a file system without locks
+    return False
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content to the disk, or a folder's renamed, new and removed names."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

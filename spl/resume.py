@@ -1,7 +1,7 @@
 """What `--resume` goes on from, and whether it is still the same run."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,19 @@ def changes(config: Path, settings: Mapping[str, Any], allowed: bool) -> list[st
     """How settings differ from those that a run was begun with.
 
     Raises:
-        UserError: one is another, which is not allowed; names each.
+        UserError: one is another, which is not allowed; names each. Or the file is of no run.
     """
     try:
         before = yaml.safe_load(config.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    was, now = dict(_flat(before)), dict(_flat(settings))
+    except (yaml.YAMLError, ValueError, OSError):
+        before = None
+    if not (isinstance(before, dict) and before.keys() >= {"model", "data", "trainer"}):
+        raise UserError(
+            f"{config} holds no settings of a run, so {config.parent} is not the folder of one to go on with."
+        )
+    was, now = _flat(before), _flat(settings)
     names = [name for name in was if name in now and was[name] != now[name] and not name.startswith(_FREE)]
     found = [f"{name}: {was[name]} -> {now[name]}" for name in names]
     if found and not allowed:
@@ -89,12 +95,12 @@ def changes(config: Path, settings: Mapping[str, Any], allowed: bool) -> list[st
     return found
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as GROUP.NAME. One that is a dict itself is one value: of such any part may come or go."""
+    flat: dict[str, Any] = {}
+    for group, value in settings.items():
+        flat |= {f"{group}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {group: value}
+    return flat
 
 
 class _WholeFit(_FitLoop):

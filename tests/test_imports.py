@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "processes": set(),
     "checkpoints": TYPES | {"disk"},
     "resume": TYPES | {"checkpoints"},
-    "data": TYPES | {"secrets"},
+    "data": TYPES | {"disk", "secrets"},
     "modules": TYPES | {"checkpoints", "disk", "models", "loading", "logprobs", "objective", "secrets", "trust"},
     "planning": TYPES | {"models", "data", "modules", "trust"},
     "callbacks": TYPES | {"checkpoints", "disk", "metrics", "sampling", "secrets"},

@@ -214,8 +214,9 @@ class Checkpoints(Callback):
 
     def _prune(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            paths = sorted(_folder(trainer).glob("step=*.ckpt"), key=lambda path: int(path.stem.removeprefix("step=")))
-            for path in paths[: -self.keep]:
+            named = [(path.stem.removeprefix("step="), path) for path in _folder(trainer).glob("step=*.ckpt")]
+            ours = sorted((int(step), path) for step, path in named if step.isdecimal())
+            for _, path in ours[: -self.keep]:
                 path.unlink(missing_ok=True)
 
 

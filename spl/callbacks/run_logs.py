@@ -87,7 +87,7 @@ def lengths(trainer: Trainer) -> dict[str, int]:
         elif isinstance(logger, EventsLogger):
             logger.flush()
     found = {}
-    for path in _logs(folder):
+    for path in logs_in(folder):
         with path.open("rb") as file:
             os.fsync(file.fileno())
             length = sum(1 for _ in file) - 1 if path.name == METRICS else path.stat().st_size
@@ -97,7 +97,7 @@ def lengths(trainer: Trainer) -> dict[str, int]:
 
 def rewind(folder: Path, known: Mapping[str, int]) -> None:
     """Cut the logs back to what `lengths` found; those that it did not find are removed."""
-    for path in list(_logs(folder)):
+    for path in list(logs_in(folder)):
         length = known.get(str(path.relative_to(folder)))
         if length is None:
             path.unlink()
@@ -107,9 +107,11 @@ def rewind(folder: Path, known: Mapping[str, int]) -> None:
                 os.truncate(path, end)
 
 
-def _logs(folder: Path) -> Iterator[Path]:
-    """Files that only grow; of metrics.csv only the rows are so, since a new column is one for all."""
-    # By name: other files in the folder are not the run's, and may be data.
+def logs_in(folder: Path) -> Iterator[Path]:
+    """Files that only grow; of metrics.csv only the rows are so, since a new column is one for all.
+
+    By their full names, for they are cut: a user may keep other files in the folder.
+    """
     for pattern in (METRICS, "samples.jsonl", "quarantine.jsonl", "tensorboard/events.*"):
         yield from folder.glob(pattern)
 

@@ -191,7 +191,7 @@ class PreferenceDataModule(LightningDataModule):
             said = f"the data of {self.source.path} are not those that the run was begun with"
             if not self.allow_changes:
                 raise UserError(f"{said}: give the old ones, or --allow_changes to go on with the new.")
-            log.warning("%s.", said.capitalize())
+            log.warning("T%s.", said[1:])
         convert_progress(checkpoint, before, now)
 
     def _load(self) -> None:

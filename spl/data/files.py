@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -69,8 +70,9 @@ class File:
     def name(self) -> str:
         return str(self.path)
 
-    @property
+    @cached_property
     def size(self) -> int:
+        """As the run found it, on which the order of a stream rests."""
         return self.path.stat().st_size if self.path.exists() else 0  # that it is not there is said when it is read
 
     def may_pass(self, error: Exception) -> bool:

@@ -22,6 +22,7 @@ from spl.data.collate import EncodedExample
 from spl.data.encode import Report, RowEncoder
 from spl.data.shards import Retries
 from spl.data.source import Source
+from spl.disk import sync
 from spl.types import Comparison, PreferenceExample, UserError
 
 log = logging.getLogger(__name__)
@@ -113,6 +114,8 @@ def _write(source: Source, encoder: RowEncoder, folder: Path, retries: Retries) 
             why = f" (first: {report.samples[0]['reason']})" if report.samples else ""
             raise UserError(f"{source.path}: no usable example among its rows{why}.")
         (building / "report.json").write_text(json.dumps(asdict(report)))
+        for file in building.iterdir():
+            sync(file)  # before the rename, or a power failure could leave the name without the content
         try:
             building.rename(folder)
         except OSError:  # another process was first; its copy has the same content

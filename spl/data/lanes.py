@@ -66,6 +66,8 @@ class Lane:
                     yield row.shard.row(row.number, row.raw), Cursor(epoch, *place, done)
                 place, taken = after, 0
             if place == (0, 0):
+                if self.step == 1:
+                    raise UserError(f"{self.shards[0].name}: no row in it to train on.")
                 raise UserError(
                     f"{self.shards[0].name}: fewer rows than the {self.step} lanes that read them: lower "
                     "data.num_workers, data.lanes or trainer.devices."

@@ -3,11 +3,12 @@
 A loader asks for its position when the first batch is drawn, which is after a checkpoint was restored.
 """
 
+import signal
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from typing import Any
 
 import numpy as np
@@ -192,5 +193,25 @@ def _loading(num_workers: int) -> dict[str, Any]:
     # one that only imports what they need, once for all of them.
     context = get_context("forkserver") if num_workers else None
     if context:
-        context.set_forkserver_preload(["spl.data.streaming", "transformers.tokenization_utils_tokenizers"])
-    return {"num_workers": num_workers, "multiprocessing_context": context}
+        preloaded = ["spl.data.worker_parent", "spl.data.streaming", "transformers.tokenization_utils_tokenizers"]
+        context.set_forkserver_preload(preloaded)
+        _keep_tracker()
+    return {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": _leave_signals_to_the_run}
+
+
+def _keep_tracker() -> None:
+    """Start the process that cleans up after workers deaf to SIGUSR1, which would end it; to the others it is."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A terminal or a scheduler sends its signal to workers as well, whose batches the run needs to finish its step.
+
+    A second SIGTERM ends a worker: that is how the run itself ends one that does not come to its end.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))

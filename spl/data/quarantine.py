@@ -1,11 +1,14 @@
 """Bad rows that people can look at: the first of a run, in a file of one JSON object a line."""
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 from spl.data.encode import NUM_SAMPLES
 from spl.secrets import without_secrets
+
+log = logging.getLogger(__name__)
 
 
 class Quarantine:
@@ -20,7 +23,7 @@ class Quarantine:
 
     def __init__(self, path: Path, world: int = 1) -> None:
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         self._known = {_where(line) for line in lines}
         self._room = max(NUM_SAMPLES // world, 1) - len(self._known) // world
 
@@ -31,9 +34,12 @@ class Quarantine:
         self._known |= {sample["where"] for sample in new}
         self._room -= len(new)
         text = "".join(json.dumps(without_secrets(sample), ensure_ascii=False) + "\n" for sample in new)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:  # at once, so that processes do not write into each other's lines
-            file.write(text.encode(errors="backslashreplace"))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:  # at once, so that processes do not write into each other's lines
+                file.write(text.encode(errors="backslashreplace"))
+        except OSError as error:  # the rows are counted all the same
+            log.warning("%s could not be written (%s); the run goes on.", self.path, error)
 
 
 def _where(line: str) -> str:

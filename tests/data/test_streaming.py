@@ -2,10 +2,12 @@
 
 import json
 import multiprocessing
+import os
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice, repeat
+from multiprocessing import active_children, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_base import data, pairs, rows_of
 
+from spl.callbacks.interrupt import STOPPING
 from spl.data.base import PreferenceDataModule
 from spl.data.files import open_file
 from spl.data.hub import hub_shards
@@ -117,6 +120,25 @@ def test_a_batch_that_was_drawn_and_not_trained_on_is_in_no_checkpoint(tmp_path:
     assert same(batches(after, 1)[0], drawn)
     trainer.processed = repeat(1_001)
     assert module.state_dict()["stream"]["done"] == 4
+
+
+def test_signals_to_all_processes_of_a_run_leave_its_workers_at_work(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    path = folder(tmp_path, [9, 14])
+    straight = batches(stream(path, tiny_tokenizer, batch_size=2), 40)
+    loader = iter(stream(path, tiny_tokenizer, batch_size=2, num_workers=1).train_dataloader())
+    seen = [next(loader)]
+    parent: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    tracker: Any = resource_tracker._resource_tracker
+    processes = [parent._forkserver_pid, tracker._pid, *(worker.pid for worker in active_children())]
+    assert len(processes) == 3
+    for signum in STOPPING:
+        for process in processes:
+            os.kill(process, signum)
+    seen += islice(loader, 39)
+    assert all(same(a, b) for a, b in zip(straight, seen, strict=True))
+    loader.close()
+    assert not active_children()
+    assert [os.waitpid(process, os.WNOHANG) for process in processes[:2]] == [(0, 0)] * 2  # none has ended
 
 
 @given(
@@ -241,6 +263,33 @@ def test_a_bad_row_is_named_in_one_sentence(tmp_path: Path, tiny_tokenizer: Any,
         file.write("{broken\n")
     with pytest.raises(UserError, match=r"^.*a\.jsonl, row 5: expected one JSON object.*to leave such rows out\.$"):
         batches(stream(path, tiny_tokenizer, num_workers=workers, batch_size=2), 9)
+
+
+def test_a_file_without_a_row_is_named(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(UserError, match=r"a\.jsonl: no row in it to train on"):
+        batches(stream(tmp_path / "a.jsonl", tiny_tokenizer), 1)
+
+
+def test_a_quarantine_that_cannot_be_written_stops_no_run(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    path = pairs(tmp_path / "a.jsonl", 9)
+    with path.open("a") as file:
+        file.write("{broken\n")
+    (tmp_path / "quarantine.jsonl").mkdir()
+    module = stream(path, tiny_tokenizer, bad_rows="skip", batch_size=3)
+    batches(module, 6)
+    assert module._training.report().skipped == 2  # type: ignore[union-attr]
+
+
+def test_a_file_that_grows_changes_no_order(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """The run keeps to the sizes it found, on which its lanes rest, and is not taken for one on other files."""
+    path = folder(tmp_path, [9, 9])
+    module = stream(path, tiny_tokenizer, lanes=2)
+    batches(module, 2)
+    before = module.state_dict()["stream"]["order"]
+    with (path / "0.jsonl").open("a") as file:
+        file.write("\n" * 5000)
+    assert module.state_dict()["stream"]["order"] == before
 
 
 def test_no_usable_row_in_a_whole_pass(tmp_path: Path, tiny_tokenizer: Any) -> None:
