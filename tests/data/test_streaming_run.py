@@ -92,12 +92,10 @@ def test_a_killed_worker_ends_in_one_sentence(
 ) -> None:
     run = tmp_path / "run"
 
-    earlier = set(multiprocessing.active_children())  # of a run whose trainer has not been collected yet
-
     def kill() -> None:
-        while not ((run / "checkpoints").is_dir() and (workers := {*multiprocessing.active_children()} - earlier)):
+        while not ((run / "checkpoints").is_dir() and (workers := multiprocessing.active_children())):
             time.sleep(0.01)
-        os.kill(workers.pop().pid or 0, signal.SIGKILL)
+        os.kill(workers[0].pid or 0, signal.SIGKILL)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
