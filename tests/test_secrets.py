@@ -130,7 +130,7 @@ def test_a_logs_messages_pass_through(caplog: pytest.LogCaptureFixture) -> None:
     caplog.handler.addFilter(SecretFilter())
     try:
         with caplog.at_level(logging.INFO, logger="spl"):
-            logging.getLogger("spl.modules.base").info("with %s and %d", HUB, 3)
+            logging.getLogger("spl.modules.policy").info("with %s and %d", HUB, 3)
     finally:
         caplog.handler.filters.clear()
     assert caplog.messages == ["with *** and 3"]

@@ -47,7 +47,7 @@ class PreferenceModule(PolicyModule):
         label_smoothing: share of labels believed flipped, in [0, 0.5).
         mass_weight: weight of a term that keeps up the total probability of a prompt's responses and moves no ratio
             between them; ours, not the paper's; 0 is the paper's loss.
-        kwargs: of PolicyModule.
+        kwargs: of Policy.
     """
 
     def __init__(

@@ -246,7 +246,7 @@ def test_settings_out_of_range(options: dict[str, float]) -> None:
 
 
 def test_a_scorer_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("spl.modules.base.gap_to_plain", lambda *_: 0.5)
+    monkeypatch.setattr("spl.modules.policy.gap_to_plain", lambda *_: 0.5)
     module = configured()
     with caplog.at_level("WARNING", logger="spl"):
         module.score(pair())
@@ -255,7 +255,7 @@ def test_a_scorer_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch, ca
 
 
 def test_on_a_gpu_a_kernel_that_disagrees_gives_way_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spl.modules.base.gap_to_plain", lambda *args: 1e-6 if args[-1] == "sdpa" else math.inf)
+    monkeypatch.setattr("spl.modules.policy.gap_to_plain", lambda *args: 1e-6 if args[-1] == "sdpa" else math.inf)
     monkeypatch.setattr(PreferenceModule, "device", torch.device("cuda"))
     module = configured()
     module._choose_scorer(pair())
