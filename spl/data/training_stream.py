@@ -52,6 +52,7 @@ class TrainingStream:
         self.quarantine = quarantine
         self._progress: dict[int, dict[str, Any]] = {}  # of the lanes that have had a batch: all, or this process's
         self._done = 0  # batches of all processes
+        self._at_step = self._progress, self._done  # the same when the last optimiser step ended
         self._loader: StreamLoader | None = None
         self._drawn: tuple[Note, int] | None = None  # the newest batch's, and the batches processed before it
         self._begun_with: int | None = None  # lanes of the run that goes on
@@ -141,6 +142,8 @@ class TrainingStream:
             note, self._drawn = self._drawn[0], None
             self._progress[note.lane] = note.state
             self._done += self.trainer.world_size
+            if self._done % (self.trainer.world_size * self.trainer.accumulate_grad_batches) == 0:
+                self._at_step = dict(self._progress), self._done
 
     @property
     def _processed(self) -> int:
@@ -169,15 +172,21 @@ class TrainingStream:
         return [next(few), *takewhile(lambda _: not any(c.epoch for c in progress.cursors), few)]
 
     def state(self) -> dict[str, Any]:
-        """Where all lanes stand, with the stream they are of. To be called by all processes together."""
+        """Where all lanes stood when the last step ended, and of what stream. For all processes together.
+
+        A run that is stopped within a step loses what it has of the gradient, so the step's batches come again.
+        """
         self._settle()
-        own = {lane: state for lane, state in self._progress.items() if self._is_own(lane)}
+        progress, done = self._at_step
+        own = {lane: state for lane, state in progress.items() if self._is_own(lane)}
         every = [own] * self.trainer.world_size
         if self.trainer.world_size > 1:
             torch.distributed.all_gather_object(every, own)
-        self._progress = {lane: state for progress in every for lane, state in progress.items()}
-        lanes = [[lane, state] for lane, state in sorted(self._progress.items())]
-        return {"order": self._order(), "num_lanes": self.num_lanes, "done": self._done, "lanes": lanes}
+        found = {lane: state for progress in every for lane, state in progress.items()}
+        self._at_step = found, done
+        self._progress = found | {lane: state for lane, state in self._progress.items() if self._is_own(lane)}
+        lanes = [[lane, found[lane]] for lane in sorted(found)]
+        return {"order": self._order(), "num_lanes": self.num_lanes, "done": done, "lanes": lanes}
 
     def _order(self) -> dict[str, Any]:
         """What positions rest on."""
@@ -203,6 +212,7 @@ class TrainingStream:
                 )
         self._begun_with, self._done = state["num_lanes"], state["done"]
         self._progress = dict(state["lanes"])
+        self._at_step = dict(self._progress), self._done
         self.__dict__.pop("examples", None)
         assert self.num_lanes
 

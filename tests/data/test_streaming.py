@@ -181,6 +181,19 @@ def test_stops_change_nothing(
     assert merged([alone(straight)]) == merged(states)
 
 
+def test_a_run_that_is_stopped_within_a_step_does_the_step_again(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """Five batches are a step of three and two whose gradient is lost: the fourth comes next."""
+    path = folder(tmp_path, [9, 14])
+    straight = batches(stream(path, tiny_tokenizer, batch_size=2), 4)
+    module = stream(path, tiny_tokenizer, batch_size=2)
+    trainer: Any = module.trainer
+    trainer.accumulate_grad_batches = 3
+    batches(module, 5)
+    after = stream(path, tiny_tokenizer, batch_size=2)
+    after.load_state_dict(module.state_dict())
+    assert same(batches(after, 1)[0], straight[3])
+
+
 def alone(module: PreferenceDataModule) -> dict[str, Any]:
     """What one process knows, without a gathering of all."""
     training = module._training
