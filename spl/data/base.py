@@ -53,8 +53,8 @@ class PreferenceDataModule(LightningDataModule):
             are written to quarantine.jsonl in the trainer's default_root_dir.
         max_bad_share: of rows skipped so, past which the run stops all the same, once 100 rows were read; of a stream,
             in each of its lanes.
-        retries: how often a file or the Hub is tried again where that may help (a vanished file, a failing
-            connection; what is broken on disk is not tried again).
+        retries: how often a file or the Hub is tried again where that may help (a vanished file, a gzip that ends too
+            soon, a failing connection; what else is broken on disk is not tried again).
         retry_wait: seconds before the second of these tries; doubled each time, up to a minute.
         streaming: read while training instead of tokenising all first. A stream has no end and no epochs:
             trainer.max_steps is the run's length, and held-out data need val_path or val_split.

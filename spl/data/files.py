@@ -76,11 +76,13 @@ class File:
         return self.path.stat().st_size if self.path.exists() else 0  # that it is not there is said when it is read
 
     def may_pass(self, error: Exception) -> bool:
-        """A file server may come back, and a file that was moved; what is broken on disk stays broken.
+        """A file server may come back, a file that was moved, and the end of a gzip that is still being copied.
 
-        The system's own errors have a number; what gzip and Parquet make of a broken file has none.
+        What else is broken on disk stays broken. The system's own errors have a number; what gzip and Parquet make of a
+        broken file has none.
         """
-        return isinstance(error, OSError) and error.errno is not None and not isinstance(error, PermissionError)
+        of_system = isinstance(error, OSError) and error.errno is not None and not isinstance(error, PermissionError)
+        return of_system or isinstance(error, EOFError)
 
     def where(self, number: int) -> str:
         return f"{self.path}, row {number + 1}"

@@ -5,7 +5,8 @@ import gzip
 import io
 import json
 import random
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from spl.data.files import is_local, list_items, local_files
 from spl.data.formats import parse_row
-from spl.data.shards import RefusedRowError, Row
+from spl.data.shards import RefusedRowError, Retries, Row
 from spl.data.source import Source
 from spl.types import UserError
 
@@ -134,9 +135,26 @@ def test_a_broken_gzip_is_named_with_its_row(tmp_path: Path, broken: Callable[[b
     path.write_bytes(broken(path.read_bytes()))
     seen = []
     with pytest.raises(UserError, match=r"cannot be read from row (\d+) on: ") as raised:
-        for row in Source(str(path)).rows():
+        for row in Source(str(path)).rows(Retries(number=2, wait=0.0)):
             seen.append(row)
     assert f"from row {len(seen) + 1} on" in str(raised.value)
+
+
+def test_a_gzip_that_is_still_being_copied_is_waited_for(tmp_path: Path) -> None:
+    rows = [{"n": k} for k in range(5000)]
+    path = write(tmp_path / "a.jsonl.gz", rows)
+    whole = path.rename(tmp_path / "whole")
+    path.write_bytes(whole.read_bytes()[:-200])
+    found = [row.values for row in copying(path, whole, Source(str(path)).rows(Retries(number=8, wait=0.1)))]
+    assert found == rows
+
+
+def copying(path: Path, whole: Path, rows: Iterator[Row]) -> Iterator[Row]:
+    """The whole file arrives some time after its rows began to be read."""
+    timer = threading.Timer(0.3, whole.replace, [path])
+    timer.start()
+    yield from rows
+    timer.join()
 
 
 @given(

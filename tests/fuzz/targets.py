@@ -27,6 +27,7 @@ from spl.commands import SPLCommand
 from spl.data.base import PreferenceDataModule
 from spl.data.formats import ROLES, parse_row
 from spl.data.multiple_choice import parse_choices
+from spl.data.shards import Retries
 from spl.data.source import Source
 from spl.modules.preference import PreferenceModule
 from spl.secrets import redact
@@ -177,7 +178,7 @@ def files(data: bytes) -> None:
         return
     path = FOLDER / f"rows{SUFFIXES[data[0] % len(SUFFIXES)]}"
     path.write_bytes(data[1:])
-    for where, row in told(lambda: list(Source(str(path)).rows())) or ():
+    for where, row in told(lambda: list(Source(str(path)).rows(Retries(number=0)))) or ():
         if isinstance(row, dict):
             told(lambda where=where, row=row: parse_row(row, where))
 
