@@ -92,6 +92,7 @@ def test_the_first_round_is_the_reference_and_later_ones_are_not(tmp_path: Path)
     # The reference's replies, drawn again from the same random numbers by the model as it is loaded.
     data = survey()
     data.trainer = policy.trainer
+    data.setup("fit")
     prompts = data.prompts(3)
     again = sample(
         PreferenceModule("tiny", lora_rank=0).load_policy().eval(),

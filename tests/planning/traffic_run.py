@@ -34,7 +34,7 @@ WAYS: dict[str, tuple[dict[str, bool] | None, int, str]] = {
 
 
 class Sent(TorchDispatchMode):
-    """Calls and bytes of collectives, as a ring of two sends them; single numbers of metrics and norms left out."""
+    """Calls and bytes of collectives, as a ring of two sends them; the few numbers of figures and norms left out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Sent(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func)
         tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
-        if name.startswith("c10d.") and max((t.numel() for t in tensors), default=0) > 16:
+        if name.startswith("c10d.") and max((t.numel() for t in tensors), default=0) > 64:
             largest = max(t.nbytes for t in tensors)  # of a shard and the whole, the whole
             kinds = {"allgather": "all_gather", "reduce_scatter": "reduce_scatter", "allreduce": "all_reduce"}
             kind = next(kind for part, kind in kinds.items() if part in name)
