@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def open_file(path: Path) -> "File":
 
 
 @dataclass(frozen=True)
-class File:
+class File(ABC):
     """A local file as a shard."""
 
     path: Path
@@ -87,11 +88,13 @@ class File:
     def where(self, number: int) -> str:
         return f"{self.path}, row {number + 1}"
 
+    @abstractmethod
     def read(self, start: int = 0, step: int = 1) -> Iterator[tuple[int, Any]]:
-        raise NotImplementedError
+        """See `Shard`."""
 
+    @abstractmethod
     def row(self, number: int, raw: Any) -> Row:
-        raise NotImplementedError
+        """See `Shard`."""
 
     @contextmanager
     def _open(self) -> Iterator[io.BufferedReader]:
