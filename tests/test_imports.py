@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "metrics": TYPES,
     "sampling": TYPES,
     "trust": TYPES,
+    "encoder": TYPES,
     "models": TYPES | {"trust"},
     "loading": TYPES,
     "disk": set(),
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     "data": TYPES | {"disk", "secrets"},
     "modules": TYPES | {"checkpoints", "disk", "models", "loading", "logprobs", "objective", "secrets", "trust"},
     "planning": TYPES | {"models", "data", "modules", "trust"},
-    "callbacks": TYPES | {"checkpoints", "disk", "metrics", "sampling", "secrets"},
+    "callbacks": TYPES | {"checkpoints", "disk", "encoder", "metrics", "sampling", "secrets"},
     "evaluation": TYPES | {"models", "data", "logprobs", "sampling", "metrics", "results"},
     "reporting": {"results"},
 }

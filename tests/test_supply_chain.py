@@ -1,7 +1,6 @@
 """Files that run a command when they are unpickled, and models that bring code, in every place that reads files."""
 
 import json
-import logging
 import os
 import pickle
 import tarfile
@@ -15,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spl.callbacks.encoder import SentenceEncoder
 from spl.cli import main
 from spl.data.hub import load_hub
 from spl.data.source import Source
+from spl.encoder import SentenceEncoder
 from spl.logprobs.cache import LogpCache
 from spl.models import load_model, load_policy, load_tokenizer, save_policy
 from spl.modules.preference import PreferenceModule
@@ -113,9 +112,7 @@ def test_weights_are_not_unpickled_where_that_would_be_safe(tmp_path: Path, tiny
 
 
 @pytest.mark.parametrize("place", [".", "2_Dense"])
-def test_an_encoders_weights_are_not_unpickled_where_that_would_be_safe(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
-) -> None:
+def test_an_encoders_weights_are_not_unpickled_where_that_would_be_safe(tmp_path: Path, place: str) -> None:
     pytest.importorskip("sentence_transformers")
     load_model("tiny").save_pretrained(tmp_path)
     load_tokenizer("tiny").save_pretrained(tmp_path)
@@ -123,9 +120,8 @@ def test_an_encoders_weights_are_not_unpickled_where_that_would_be_safe(
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / place / "pytorch_model.bin")
     if place == ".":
         (tmp_path / "model.safetensors").unlink()
-    with caplog.at_level(logging.WARNING, logger="spl"):
-        assert SentenceEncoder(str(tmp_path)).encode(["a"], torch.device("cpu")) is None
-    assert "pytorch_model.bin is pickled: expected weights as model.safetensors" in caplog.text
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is pickled: expected weights as model\.safetensors"):
+        SentenceEncoder(str(tmp_path)).encode(["a"], torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model"])
@@ -203,9 +199,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path, evil: Evil, name: str) -> None:
 
 @pytest.mark.parametrize("write", [plain, zipped])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "2_Dense/pytorch_model.bin", "model.safetensors"])
-def test_a_sentence_encoder(
-    tmp_path: Path, evil: Evil, caplog: pytest.LogCaptureFixture, write: Callable[[Path, Evil], None], name: str
-) -> None:
+def test_a_sentence_encoder(tmp_path: Path, evil: Evil, write: Callable[[Path, Evil], None], name: str) -> None:
     pytest.importorskip("sentence_transformers")
     kind = "sentence_transformers.models"
     modules = [
@@ -220,9 +214,8 @@ def test_a_sentence_encoder(
     (folder / "2_Dense" / "config.json").write_text('{"in_features": 64, "out_features": 8}')
     (folder / "modules.json").write_text(json.dumps(modules))
     write(folder / name, evil)
-    with caplog.at_level(logging.WARNING, logger="spl"):
-        assert SentenceEncoder(str(folder)).encode(["a"], torch.device("cpu")) is None
-    assert "cannot be loaded" in caplog.text
+    with pytest.raises(UserError, match="cannot be loaded"):
+        SentenceEncoder(str(folder)).encode(["a"], torch.device("cpu"))
     assert not evil.mark.exists()
 
 
@@ -235,7 +228,8 @@ def test_a_sentence_encoder_that_names_a_class(tmp_path: Path, evil: Evil, monke
     modules = [{"idx": 0, "name": "0", "path": "", "type": "evil_package.Layer"}]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "evil_package.py").write_text((tmp_path / "evil_package.py").read_text())
-    assert SentenceEncoder(str(folder)).encode(["a"], torch.device("cpu")) is None
+    with pytest.raises(UserError, match="cannot be loaded"):
+        SentenceEncoder(str(folder)).encode(["a"], torch.device("cpu"))
     assert not evil.mark.exists()
 
 

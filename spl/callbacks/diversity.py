@@ -1,5 +1,6 @@
 """How much of the policy's diversity is left, measured on its samples while it trains."""
 
+import logging
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
@@ -11,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from spl.callbacks.encoder import SentenceEncoder
 from spl.callbacks.held_out import metric_device
 from spl.callbacks.record import log_figure, log_now
 from spl.callbacks.sampler import PromptSamples, SampleRound, ensure_sampler
+from spl.encoder import SentenceEncoder
 from spl.metrics.diversity import (
     EMBEDDING_MEASURES,
     TEXT_MEASURES,
@@ -24,6 +25,8 @@ from spl.metrics.diversity import (
     words,
 )
 from spl.types import UserError
+
+log = logging.getLogger(__name__)
 
 _POLICY, _REFERENCE, _TEXT = "#1b9e77", "#b8b8b8", "#444444"
 # What each panel is called, and what its upper end means.
@@ -107,7 +110,11 @@ class DiversityMonitor(Callback):
     def _embedded(self, prompts: Sequence[PromptSamples], device: torch.device) -> list[dict[str, float]]:
         """Measures of each prompt's vectors; none without an encoder."""
         texts = [text for prompt in prompts for text in prompt.texts]
-        vectors = self.encoder.encode(texts, device) if self.encoder else None
+        try:
+            vectors = self.encoder.encode(texts, device) if self.encoder else None
+        except UserError as error:  # whatever is wrong with an encoder, it does not end a run that only watches with it
+            log.warning("Cosine distance and Vendi are left out: %s", error)
+            self.encoder = vectors = None
         if vectors is None:
             return []
         return [embedding_diversity(part) for part in torch.split(vectors, [len(p.texts) for p in prompts])]

