@@ -20,6 +20,7 @@ from spl.modules.memory import Memory, Setup, peak_memory
 from spl.modules.reference import Reference
 from spl.modules.shape import shape_of
 from spl.modules.sharding import is_sharded
+from spl.objective.divergences import Divergence
 from spl.objective.loss import LossTerms, SPLLoss
 from spl.types import PreferenceBatch, StepOutput
 
@@ -47,6 +48,9 @@ class PreferenceModule(PolicyModule):
         label_smoothing: share of labels believed flipped, in [0, 0.5).
         mass_weight: weight of a term that keeps up the total probability of a prompt's responses and moves no ratio
             between them; ours, not the paper's; 0 is the paper's loss.
+        divergence: forward_kl, js or alpha make it f-DPO (arXiv 2309.16240), a baseline that has beta alone; reverse_kl
+            is SPL, and DPO.
+        divergence_alpha: of the divergence "alpha": above 0; towards 0 it is DPO, at 1 the forward KL.
         kwargs: of Policy.
     """
 
@@ -59,10 +63,12 @@ class PreferenceModule(PolicyModule):
         global_temperature: float | None = None,
         label_smoothing: float = 0.0,
         mass_weight: float = 0.0,
+        divergence: Divergence = "reverse_kl",
+        divergence_alpha: float = 0.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, **kwargs)
-        self.loss = SPLLoss(alpha, beta, global_temperature, label_smoothing, mass_weight)
+        self.loss = SPLLoss(alpha, beta, global_temperature, label_smoothing, mass_weight, divergence, divergence_alpha)
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in MEANS})
         self.num = SumMetric()  # comparisons that accuracies are a mean of
         self.reference: Reference | None = None
@@ -113,7 +119,8 @@ class PreferenceModule(PolicyModule):
 
     @property
     def global_temperature(self) -> float | None:
-        return self.loss.alpha / self.loss.beta if self.loss.beta else None
+        loss = self.loss
+        return loss.alpha / loss.beta if loss.beta and loss.divergence == "reverse_kl" else None
 
     def needs_reference(self, batch: PreferenceBatch) -> bool:
         """Not where its numbers are kept."""
@@ -224,12 +231,5 @@ class PreferenceModule(PolicyModule):
         )
 
     def describe(self) -> dict[str, str]:
-        loss = self.loss
-        ratio = f", alpha/beta {loss.alpha / loss.beta:.4g}" if loss.beta else ""
-        name = " (DPO)" if loss.alpha == loss.beta else ""
-        mass = f", mass term {loss.mass_weight:g} (not the paper's)" if loss.mass_weight else ""
         reference = "none, since beta is 0" if self.reference is None else self.reference.describe()
-        return super().describe() | {
-            "reference": reference,
-            "objective": f"alpha {loss.alpha:g}, beta {loss.beta:g}{ratio}{name}{mass}",
-        }
+        return super().describe() | {"reference": reference, "objective": self.loss.describe()}

@@ -1,6 +1,6 @@
 """The SPL loss: a pure function, and a module that holds its settings.
 
-DPO is not a second function: it is `alpha == beta`.
+DPO is not a second function: it is `alpha == beta`. f-DPO, a baseline, has other rewards and all else the same.
 """
 
 import math
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from spl.objective.divergences import Divergence, check_divergence, divergence_derivative
 from spl.objective.reward import implicit_reward, margins
 from spl.types import PreferenceBatch, UserError
 
@@ -47,6 +48,8 @@ def spl_loss(
     label_smoothing: float = 0.0,
     mass_weight: float = 0.0,
     response_example: Tensor | None = None,
+    divergence: Divergence = "reverse_kl",
+    divergence_alpha: float = 0.5,
 ) -> LossTerms:
     """The SPL loss of a batch of comparisons (arXiv 2511.08594).
 
@@ -66,6 +69,9 @@ def spl_loss(
             the total probability of the listed responses up and no ratio between them, so the optimum's shares stay.
             It is not in the paper; 0 is the paper's loss.
         response_example: [R] index of each response's example, ascending from 0; None: all belong to one example.
+        divergence: "reverse_kl" is SPL, and DPO; another one is f-DPO, whose rewards are beta f'(pi / pi_ref): it has
+            no alpha, and the one given is not looked at.
+        divergence_alpha: of the divergence "alpha", see `divergence_derivative`.
     """
     if response_example is None:
         response_example = torch.zeros_like(policy_logps, dtype=torch.long)
@@ -74,13 +80,17 @@ def spl_loss(
     alpha_r = alpha_c = alpha
     if isinstance(alpha, Tensor) and alpha.ndim > 0:
         alpha_r, alpha_c = alpha[response_example], alpha[comparison_example]
-    m = margins(policy_logps, reference_logps, comparisons, alpha_c, beta)
+    if divergence == "reverse_kl":
+        m = margins(policy_logps, reference_logps, comparisons, alpha_c, beta)
+        rewards = implicit_reward(policy_logps, reference_logps, alpha_r, beta)
+    else:
+        rewards = beta * divergence_derivative(policy_logps - reference_logps, divergence, divergence_alpha)
+        m = rewards[comparisons[:, 0]] - rewards[comparisons[:, 1]]
     p = (1 - label_smoothing) * shares + label_smoothing * (1 - shares)
     pairwise = -p * logsigmoid(m) - (1 - p) * logsigmoid(-m)
     losses = mean_by(pairwise, comparison_example, num_examples)
     if mass_weight:
         losses = losses - mass_weight * logsumexp_by(policy_logps, response_example, num_examples)
-    rewards = implicit_reward(policy_logps, reference_logps, alpha_r, beta)
     return LossTerms(losses.mean(), losses, rewards.detach(), m)
 
 
@@ -121,9 +131,11 @@ class SPLLoss(nn.Module):
         global_temperature: alpha / beta, the temperature on whole responses.
         label_smoothing: share of labels believed flipped, in [0, .5).
         mass_weight: weight of the mass term (see `spl_loss`); 0 is the paper's loss.
+        divergence: other than "reverse_kl" it is f-DPO, which has beta alone.
+        divergence_alpha: of the divergence "alpha".
 
     Raises:
-        UserError: a setting is out of range, or alpha was given twice.
+        UserError: a setting is out of range, alpha was given twice, or f-DPO with an alpha that is not beta.
     """
 
     def __init__(
@@ -133,19 +145,35 @@ class SPLLoss(nn.Module):
         global_temperature: float | None = None,
         label_smoothing: float = 0.0,
         mass_weight: float = 0.0,
+        divergence: Divergence = "reverse_kl",
+        divergence_alpha: float = 0.5,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 0.5:
             raise UserError(f"label_smoothing is a share of flipped labels in [0, 0.5), but got {label_smoothing}.")
         if not (math.isfinite(mass_weight) and mass_weight >= 0):
             raise UserError(f"mass_weight must be 0 or more, but got {mass_weight}.")
+        check_divergence(divergence, divergence_alpha)
         self.alpha = resolve_alpha(alpha, beta, global_temperature)
+        if divergence != "reverse_kl" and self.alpha != beta:
+            raise UserError(
+                f"divergence {divergence} is f-DPO, which has one coefficient, but alpha is {self.alpha:g} and beta "
+                f"{beta:g}: leave alpha and global_temperature out (null), or set divergence to reverse_kl."
+            )
         self.beta = beta
         self.label_smoothing = label_smoothing
         self.mass_weight = mass_weight
+        self.divergence: Divergence = divergence
+        self.divergence_alpha = divergence_alpha
 
     def forward(self, policy_logps: Tensor, reference_logps: Tensor, batch: PreferenceBatch) -> LossTerms:
-        """policy_logps and reference_logps [R] -> the terms of the loss. An example's own alpha precedes the run's."""
+        """policy_logps and reference_logps [R] -> the terms of the loss. An example's own alpha precedes the run's.
+
+        Raises:
+            UserError: an example has an alpha of its own under f-DPO.
+        """
+        if self.divergence != "reverse_kl":
+            self._refuse_own_alphas(batch)
         # In the dtype of the log-probabilities, so that alpha == beta cancels exactly.
         alphas = torch.where(batch.alphas.isnan(), self.alpha, batch.alphas.to(policy_logps.dtype))
         return spl_loss(
@@ -158,4 +186,24 @@ class SPLLoss(nn.Module):
             label_smoothing=self.label_smoothing,
             mass_weight=self.mass_weight,
             response_example=batch.response_example,
+            divergence=self.divergence,
+            divergence_alpha=self.divergence_alpha,
         )
+
+    def describe(self) -> str:
+        """The objective in a few words."""
+        mass = f", mass term {self.mass_weight:g} (not the paper's)" if self.mass_weight else ""
+        if self.divergence != "reverse_kl":
+            a = f" {self.divergence_alpha:g}" if self.divergence == "alpha" else ""
+            return f"f-DPO with the divergence {self.divergence}{a}, beta {self.beta:g}{mass}"
+        ratio = f", alpha/beta {self.alpha / self.beta:.4g}" if self.beta else ""
+        name = " (DPO)" if self.alpha == self.beta else ""
+        return f"alpha {self.alpha:g}, beta {self.beta:g}{ratio}{name}{mass}"
+
+    def _refuse_own_alphas(self, batch: PreferenceBatch) -> None:
+        own = [row for row, none in zip(batch.rows, batch.alphas.isnan().tolist(), strict=True) if not none]
+        if own:
+            raise UserError(
+                f"{own[0]} has an alpha of its own, but divergence {self.divergence} is f-DPO, which has none: leave "
+                "it out of the data, or set divergence to reverse_kl."
+            )
