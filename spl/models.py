@@ -57,7 +57,7 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: st
     folder = Path(name)
     if (folder / "adapter_config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         return load_tokenizer(base_of_adapter(name), None, trust_remote_code)
-    return _from_pretrained(AutoTokenizer, name, _source(name), revision, trust_remote_code)
+    return from_pretrained(AutoTokenizer, name, _source(name), revision, trust_remote_code)
 
 
 def load_policy(
@@ -116,7 +116,7 @@ def load_model(
         return _merged(load_model(base_of_adapter(name), dtype, None, trust_remote_code), name)
     where = _source(name)
     options = {} if "gguf_file" in where else {"use_safetensors": True}
-    model = _from_pretrained(AutoModelForCausalLM, name, where, revision, trust_remote_code, dtype=dtype, **options)
+    model = from_pretrained(AutoModelForCausalLM, name, where, revision, trust_remote_code, dtype=dtype, **options)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(
             f"{name!r} is an adapter on the Hub: download it and give its folder, so that it can be merged."
@@ -134,7 +134,7 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: str |
         return _tiny_model().config
     if (Path(name) / "adapter_config.json").is_file():
         return load_config(base_of_adapter(name), None, trust_remote_code)
-    return _from_pretrained(AutoConfig, name, _source(name), revision, trust_remote_code)
+    return from_pretrained(AutoConfig, name, _source(name), revision, trust_remote_code)
 
 
 def _merged(base: Any, folder: str) -> Any:
@@ -235,9 +235,14 @@ def _need_gguf() -> None:
         raise UserError("reading a .gguf file needs the package gguf: pip install gguf.")
 
 
-def _from_pretrained(
+def from_pretrained(
     loader: Any, name: str, where: dict[str, str], revision: str | None, trust_remote_code: str | None, **options: Any
 ) -> Any:
+    """What a class of transformers loads by a name; no pickle is opened, and no code run that is not trusted by name.
+
+    Raises:
+        UserError: it cannot be.
+    """
     trusted = trust_remote_code == name
     try:
         if trusted and (others := owners_of_code(where["pretrained_model_name_or_path"], revision) - {name}):
@@ -270,14 +275,21 @@ def _dequantised(model: Any) -> Any:
     config.pop("quantization_config", None)
     with torch.device("meta"):
         plain = type(model)(type(model.config)(**config))
-    plain.load_state_dict(model.state_dict(), assign=True)
+    take_over(plain, model)
     plain.tie_weights()
-    # Buffers that no state dict holds, such as the rotary frequencies, are taken as they are.
-    for name, buffer in model.named_buffers():
-        owner, _, leaf = name.rpartition(".")
-        plain.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
     plain.generation_config = model.generation_config
     return plain
+
+
+def take_over(empty: nn.Module, model: nn.Module) -> None:
+    """Give a model on the meta device the weights and buffers of another of its kind."""
+    empty.load_state_dict(model.state_dict(), assign=True)
+    # Buffers that no state dict holds, such as the rotary frequencies, are taken as they are.
+    kept = set(model.state_dict())
+    for name, buffer in model.named_buffers():
+        if name not in kept:
+            owner, _, leaf = name.rpartition(".")
+            empty.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
 
 
 def _without_dropout(model: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "trust": TYPES,
     "encoder": TYPES,
     "models": TYPES | {"trust"},
+    "reward_models": TYPES | {"models"},
     "loading": TYPES,
     "disk": set(),
     "processes": set(),
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "modules": TYPES | {"checkpoints", "disk", "models", "loading", "logprobs", "objective", "secrets", "trust"},
     "planning": TYPES | {"models", "data", "modules", "trust"},
     "callbacks": TYPES | {"checkpoints", "disk", "encoder", "metrics", "sampling", "secrets"},
-    "evaluation": TYPES | {"models", "data", "logprobs", "sampling", "metrics", "results"},
+    "evaluation": TYPES | {"models", "reward_models", "data", "logprobs", "sampling", "metrics", "results"},
     "reporting": {"results"},
 }
 ANYTHING = {"cli", "commands", "plan", "quickstart", "__init__"}

@@ -177,7 +177,7 @@ class Encoder:
         # A response whose tokens reach past the prompt earlier than that parts from the first one there.
         start = min(past if ids[:past] == first[:past] else common(first[:past], ids) for ids in ids_of)
         sequences = [
-            self._ended(ids, start, text.rstrip().endswith(reply.strip()))
+            self._ended(ids, start, _is_open(text[boundary:], reply))
             for ids, text, reply in zip(ids_of, texts, example.responses, strict=True)
         ]
         bos = self.tokenizer.bos_token_id
@@ -190,7 +190,7 @@ class Encoder:
         return sequences, start
 
     def _ended(self, ids: list[int], start: int, is_open: bool) -> list[int]:
-        """Apply `turn_end`; `is_open` where nothing but white space stands after the reply."""
+        """Apply `turn_end`; `is_open` where the template writes no end."""
         eos = self.tokenizer.eos_token_id
         if is_open or (self.turn_end == "eos" and eos not in ids[start:]):
             return [*ids, eos]
@@ -224,6 +224,12 @@ def _token_past(encoding: Any, boundary: int) -> int:
         ends = (end for _, end in encoding.offsets)
         found = next((k for k, end in enumerate(ends) if end > boundary), len(encoding.ids))
     return int(found)
+
+
+def _is_open(rendered: str, reply: str) -> bool:
+    """Whether nothing but white space stands after a reply, which a sample may have left empty."""
+    text = reply.strip()
+    return rendered.rstrip().endswith(text) if text else not rendered.strip()
 
 
 def _plain_turn(turn: Message) -> str:

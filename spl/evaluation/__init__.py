@@ -1,0 +1,1 @@
+"""Trained models looked at: programs that read model folders and samples, and write results."""
