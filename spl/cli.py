@@ -22,6 +22,10 @@ Soft Preference Learning: preference training that keeps a language model's dive
   spl test      --config CONFIG --ckpt_path RUN/checkpoints/last.ckpt
   spl predict   --config CONFIG   log-probabilities and rewards of every response, to parquet
   spl plan      --config CONFIG   memory, operations and time of a run on GPUs, before it is started
+  spl sweep     --config CONFIG   a grid of settings and seeds, one run each
+  spl sample    --model MODEL     replies to prompts, from a model or a server
+  spl evaluate  EVALUATION        diversity-quality, best-of-n, calibration or opinions of policies
+  spl report    RESULTS           one page of figures and tables of all that was measured
 
 Start here:
 
@@ -38,6 +42,19 @@ mistake in the settings or the data 2, and a run that cannot go on 1.
 Every setting and its default: spl fit --help
 """
 COMMANDS = ("fit", "validate", "test", "predict", "plan")
+# Functions, which jsonargparse gives a command line.
+PROGRAMS: dict[str, str | dict[str, str]] = {
+    "sample": "spl.evaluation.sample:sample",
+    "evaluate": {
+        "diversity-quality": "spl.evaluation.diversity_quality:diversity_quality",
+        "best-of-n": "spl.evaluation.best_of_n:best_of_n",
+        "calibration": "spl.evaluation.calibration:calibration",
+        "opinions": "spl.evaluation.opinions:opinions",
+        "lm-eval": "spl.evaluation.lm_eval:lm_eval",
+    },
+    "report": "spl.reporting.report:report",
+    "sweep": "spl.sweep:sweep",
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,14 +66,39 @@ def main(argv: list[str] | None = None) -> None:
     if args[0] == "--version":
         sys.stdout.write(f"spl {__version__}\n")
         return
-    if args[0] not in COMMANDS:
-        _fail(f"unknown command {args[0]!r}: expected one of {', '.join(COMMANDS)}; spl --help shows what they do.", 2)
-    _run(args)
+    if args[0] not in (*COMMANDS, *PROGRAMS):
+        known = ", ".join((*COMMANDS, *PROGRAMS))
+        _fail(f"unknown command {args[0]!r}: expected one of {known}; spl --help shows what they do.", 2)
+    if args[0] in PROGRAMS:
+        _run_program(args)
+    else:
+        _run(args)
 
 
 def _fail(sentence: str, status: int) -> NoReturn:
     sys.stderr.write(f"error: {redact(sentence)}\n")
     raise SystemExit(status)
+
+
+def _run_program(args: list[str]) -> None:
+    """Run a function that stands outside of training."""
+    sys.excepthook = print_redacted
+    remember(args)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    found, name, rest = PROGRAMS[args[0]], args[0], args[1:]
+    if isinstance(found, dict):
+        if not rest or rest[0] not in found:
+            given = f"but got {rest[0]!r}" if rest and rest[0] not in ("-h", "--help") else "to follow"
+            _fail(f"spl {name}: expected one of {', '.join(found)} {given}; each has its --help.", 2)
+        found, name, rest = found[rest[0]], f"{name} {rest[0]}", rest[1:]
+    from spl.programs import run_program
+
+    try:
+        run_program(found, name, rest)
+    except UserError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on where it can.", 130)
 
 
 def _run(args: list[str]) -> None:

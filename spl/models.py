@@ -144,6 +144,14 @@ def _merged(base: Any, folder: str) -> Any:
         raise UserError(f"cannot load the adapter {folder!r}: {_reason(error)}.") from error
 
 
+def eos_token_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Tokens that end a reply: the tokenizer's, and those that the model's generation settings name."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    named = getattr(getattr(base, "generation_config", None), "eos_token_id", None)
+    more = named if isinstance(named, list) else [named]
+    return {int(token) for token in (tokenizer.eos_token_id, *more) if token is not None}
+
+
 def fingerprint(model: nn.Module) -> str:
     """A hash of a policy's starting weights and of what its config makes of them; adapters are no part of it.
 

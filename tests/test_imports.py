@@ -9,7 +9,9 @@ ROOT = Path(__file__).parents[1] / "spl"
 TYPES = {"types"}
 MAY_IMPORT = {
     "types": set(),
-    "results": set(),
+    "results": TYPES | {"disk"},
+    "intervals": set(),
+    "programs": TYPES | {"secrets", "settings"},
     "secrets": set(),
     "settings": TYPES | {"secrets"},
     "objective": TYPES,
@@ -29,10 +31,12 @@ MAY_IMPORT = {
     "modules": TYPES | {"checkpoints", "disk", "models", "loading", "logprobs", "objective", "secrets", "trust"},
     "planning": TYPES | {"models", "data", "modules", "trust"},
     "callbacks": TYPES | {"checkpoints", "disk", "encoder", "metrics", "sampling", "secrets"},
-    "evaluation": TYPES | {"models", "reward_models", "data", "logprobs", "sampling", "metrics", "results"},
-    "reporting": {"results"},
+    "evaluation": TYPES
+    | {"models", "reward_models", "data", "disk", "encoder", "logprobs", "sampling", "metrics"}
+    | {"results", "intervals", "trust"},
+    "reporting": TYPES | {"results", "intervals"},
 }
-ANYTHING = {"cli", "commands", "plan", "quickstart", "__init__"}
+ANYTHING = {"cli", "commands", "paper", "plan", "quickstart", "__init__"}
 
 
 def package(path: Path) -> str:

@@ -16,7 +16,7 @@ from spl.logprobs.kernels import require
 from spl.logprobs.laws import score_laws
 from spl.logprobs.lora import FusedLinear
 from spl.logprobs.score import base_of, first_examples, gap_to_plain, prepare, score
-from spl.models import Dtype, load_policy, load_tokenizer
+from spl.models import Dtype, eos_token_ids, load_policy, load_tokenizer
 from spl.modules.flops import MatrixSizes
 from spl.modules.layers import compile_layers
 from spl.modules.non_finite import HeldOutGuard, OnNonFinite, StepGuard
@@ -250,10 +250,8 @@ class Policy(LightningModule):
 
     @property
     def eos_token_ids(self) -> set[int]:
-        """Tokens that end a reply: the tokenizer's, and those that the model's generation settings name."""
-        named = getattr(getattr(base_of(self.policy), "generation_config", None), "eos_token_id", None)
-        more = named if isinstance(named, list) else [named]
-        return {int(token) for token in (self.tokenizer.eos_token_id, *more) if token is not None}
+        """Tokens that end a reply."""
+        return eos_token_ids(self.policy, self.tokenizer)
 
     @contextmanager
     def generating(self) -> Iterator[None]:

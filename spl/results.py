@@ -1,0 +1,238 @@
+"""What every measurement writes and every report reads: JSON lines, a header first, then records of one form.
+
+Programs outside of training know each other by these files alone. A record is a plain dict with a `kind`:
+
+- `prompt`: item, messages. An item is the id of a prompt, a problem or a question.
+- `sample`: item, index, text, num_tokens, finish ("stop" or "length"), logp (nats, under the policy's own law at
+  temperature 1; null where unknown).
+- `item`: policy, setting, train_seed, item, group, values {name: number}. One an item: what intervals resample.
+- `estimate`: policy, setting, name, group, value, low, high, num. Over items and training seeds, a 95 % interval.
+- `curve`: policy, setting, name, group, x, y, low, high, weight, x_name, y_name.
+- `shares`: policy, item, question, options, people, model, mass.
+- `example`: policy, setting, item, prompt, texts.
+- `note`: text. A caveat that a report must show.
+
+A policy is named by its label ("dpo", "spl 1.2"), a way of decoding by its own ("t 1", "top_p 0.9"), and a training run
+of the policy by its seed. A number that is missing or not finite is null.
+"""
+
+import gzip
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from spl.disk import append, replacing
+from spl.types import UserError
+
+Record = dict[str, Any]
+
+FORM = 1
+_PACKAGES = ("spl", "torch", "transformers", "numpy")
+# What may differ when a program goes on with its file.
+_MAY_DIFFER = ("created", "versions")
+
+
+class ResultsError(UserError):
+    """A file is no results file, or another one than is asked for."""
+
+
+def header(program: str, settings: Record, inputs: Sequence[Path] = (), seed: int | None = None, **more: Any) -> Record:
+    """The first record of a file: what was run on what, by which versions.
+
+    Args:
+        program: "sample", "best-of-n" and so on.
+        settings: as given to the program.
+        inputs: files that were read; their SHA-256 is kept.
+        seed: of the program's random numbers.
+        more: of the program's own, such as `policy`, `setting` and `train_seed`.
+    """
+    return {
+        "kind": "header",
+        "form": FORM,
+        "program": program,
+        "settings": settings,
+        "inputs": {str(path): digest(path) for path in inputs},
+        "seed": seed,
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **more,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's files."""
+    if path.is_file():
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    named = [f"{file.relative_to(path)} {digest(file)}" for file in files]
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Results:
+    """A file that was read.
+
+    Attributes:
+        header: its first record.
+        records: all others, in order.
+        path: where it lies.
+    """
+
+    header: Record
+    records: list[Record]
+    path: Path
+
+    def of(self, kind: str) -> list[Record]:
+        """The records of a kind."""
+        return [record for record in self.records if record["kind"] == kind]
+
+
+def write(path: Path, first: Record, records: Iterable[Record]) -> None:
+    """Write a whole file, which is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        for record in (first, *records):
+            file.write(_line(record).encode())
+
+
+def read(path: Path) -> Results:
+    """Read a file, perhaps gzipped.
+
+    Raises:
+        ResultsError: it is no results file; the text names file and line.
+    """
+    try:
+        raw = path.read_bytes()
+        lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode().split("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{path} cannot be read: {error}.") from error
+    records = [_record(path, number, line) for number, line in enumerate(lines, 1) if line]
+    if not records or records[0]["kind"] != "header":
+        raise ResultsError(f"{path} is no results file: its first line is no header, as spl sample and evaluate write.")
+    if records[0].get("form") != FORM:
+        raise ResultsError(f"{path} has form {records[0].get('form')}, but this version reads form {FORM}.")
+    return Results(records[0], records[1:], path)
+
+
+def find(paths: Iterable[Path]) -> list[Path]:
+    """Results files: those named, and all those under the folders named, in order of their names.
+
+    Raises:
+        ResultsError: there is no such file or folder, or none in a folder.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(p for p in path.rglob("*.jsonl*") if is_results(p)) if path.is_dir() else [path]
+        if not path.exists() or not inside:
+            raise ResultsError(f"no results in {path}: expected files that spl sample or spl evaluate wrote.")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def is_results(path: Path) -> bool:
+    """Whether a file begins with a header."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            return bool(_record(path, 1, file.readline(1_000_000).decode())["kind"] == "header")
+    except (OSError, EOFError, ValueError):
+        return False
+
+
+class Appender:
+    """A file that grows while a program runs, and is gone on with after the program was killed.
+
+    Args:
+        path: of the file; it is begun if there is none.
+        first: its header. A file that is there must have been begun with the same settings and inputs.
+
+    Attributes:
+        records: those found in the file.
+
+    Raises:
+        ResultsError: the file is something else, or was begun otherwise.
+    """
+
+    def __init__(self, path: Path, first: Record) -> None:
+        self.path = path
+        self.records: list[Record] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and _whole_lines(path):
+            before = read(path)
+            _compare(path, before.header, first)
+            self.records = before.records
+        else:
+            write(path, first, ())
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Write records to the end, all in one go."""
+        append(self.path, "".join(map(_line, records)))
+
+
+def _whole_lines(path: Path) -> int:
+    """Bytes of a file's whole lines; a torn last one, of a program that was killed, is cut off."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    return whole
+
+
+def _compare(path: Path, before: Record, now: Record) -> None:
+    before, now = json.loads(_line(before)), json.loads(_line(now))
+    for name in sorted(before.keys() | now.keys()):
+        if name not in _MAY_DIFFER and before.get(name) != now.get(name):
+            said = _difference(name, before.get(name), now.get(name))
+            raise ResultsError(f"{path} was begun with {said}: give another output, or the settings it was begun with.")
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        key = next(key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key))
+        return _difference(f"{name}.{key}", before.get(key), now.get(key))
+    return f"{name} {before!r}, not {now!r}"
+
+
+def _record(path: Path, number: int, line: str) -> Record:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ResultsError(f"{path}, line {number}: no JSON ({error}).") from error
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        raise ResultsError(f"{path}, line {number}: expected an object with a kind.")
+    return record
+
+
+def _line(record: Record) -> str:
+    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """With null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    number = value.item() if hasattr(value, "item") else value  # of numpy or torch
+    return None if isinstance(number, float) and not math.isfinite(number) else number

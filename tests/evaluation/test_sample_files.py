@@ -1,0 +1,55 @@
+"""Files of samples are put together by policy and way of decoding, and refused where they do not fit together."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spl.evaluation.sample_files import read_samples
+from spl.results import header, write
+from spl.types import UserError
+
+
+def samples(path: Path, items: dict[str, list[int]], **more: Any) -> Path:
+    """A file of samples with the given indices for each item."""
+    first = header("sample", {}, **{"policy": "dpo", "setting": "t 1", "train_seed": None} | more)
+    prompts = [
+        {"kind": "prompt", "item": item, "messages": [{"role": "user", "content": f"Say {item}"}]} for item in items
+    ]
+    drawn = [
+        {
+            "kind": "sample",
+            "item": item,
+            "index": k,
+            "text": f"{item} {k}",
+            "num_tokens": 3,
+            "finish": "stop",
+            "logp": -k,
+        }
+        for item, indices in items.items()
+        for k in indices
+    ]
+    write(path, first, [*prompts, *drawn])
+    return path
+
+
+def test_the_parts_of_a_policy_are_put_together(tmp_path: Path) -> None:
+    samples(tmp_path / "a.jsonl", {"x": [1, 0]})
+    samples(tmp_path / "b.jsonl", {"x": [2], "y": [0, 1]})
+    samples(tmp_path / "c.jsonl", {"x": [0]}, policy="spl", train_seed=1)
+    dpo, spl = read_samples([tmp_path])
+    assert (dpo.policy, dpo.num_samples, spl.policy, spl.train_seed) == ("dpo", 2, "spl", 1)
+    assert [reply.text for reply in dpo.replies["x"]] == ["x 0", "x 1", "x 2"]
+    assert dpo.replies["x"][1] == ("x 1", 3, "stop", -1)
+    assert list(dpo.prompts) == ["x", "y"]
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    a, b = samples(tmp_path / "a.jsonl", {"x": [0]}), samples(tmp_path / "b.jsonl", {"x": [0]})
+    with pytest.raises(UserError, match="sample 0 of prompt 'x'"):
+        read_samples([a, b])
+    with pytest.raises(UserError, match="no sample of prompt 'y'"):
+        read_samples([samples(tmp_path / "c.jsonl", {"x": [0], "y": []})])
+    write(tmp_path / "d.jsonl", header("opinions", {}), ())
+    with pytest.raises(UserError, match="results of opinions"):
+        read_samples([tmp_path / "d.jsonl"])

@@ -1,0 +1,104 @@
+"""Intervals against scipy's bootstrap and against theory; fronts against the definition."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from spl.intervals import (
+    bootstrap,
+    draws_of,
+    front_draws,
+    hypervolume,
+    paired_difference,
+    pareto_front,
+    statistic_interval,
+)
+
+RANDOM = np.random.default_rng(0)
+
+
+def test_an_interval_of_means_is_scipys() -> None:
+    values = RANDOM.exponential(size=60)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=1).confidence_interval
+    ours = bootstrap(values, draws=4000)
+    assert ours.value == pytest.approx(values.mean())
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert ours.num == 60
+
+
+def test_draws_are_means_over_what_was_drawn() -> None:
+    """Against the obvious loop over indices, with missing values and several seeds."""
+    from spl.intervals import resamples
+
+    values = RANDOM.normal(size=(3, 7))
+    values[1, 2] = np.nan
+    drawn = resamples(7, 3, draws=20, seed=5)
+    expected = [np.nanmean(values[np.ix_(s, p)]) for p, s in zip(drawn.prompts, drawn.seeds, strict=True)]
+    np.testing.assert_allclose(draws_of(values, draws=20, seed=5), expected)
+
+
+def test_training_seeds_add_to_the_spread() -> None:
+    """Standard error of crossed effects, seeds s of variance 1 and prompts of none: sqrt((S - 1) / S / S)."""
+    seeds = RANDOM.normal(size=8)
+    values = np.tile(seeds[:, None], (1, 50))
+    assert draws_of(values, draws=8000).std() == pytest.approx(seeds.std() / np.sqrt(8), rel=0.05)
+    assert draws_of(values[0], draws=100).std() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_paired_difference_is_narrower_than_an_unpaired_one() -> None:
+    prompts = RANDOM.normal(scale=5, size=100)
+    a, b = prompts + 1 + RANDOM.normal(size=100), prompts + RANDOM.normal(size=100)
+    paired = paired_difference(a, b)
+    assert paired.value == pytest.approx((a - b).mean())
+    half = 1.96 * (a - b).std() / 10
+    assert (paired.low, paired.high) == pytest.approx((paired.value - half, paired.value + half), abs=0.08)
+    b[3] = np.nan
+    assert paired_difference(a, b).value == pytest.approx(np.nanmean(a - b))
+    with pytest.raises(ValueError, match="same prompts"):
+        paired_difference(a, b[1:])
+
+
+def test_an_interval_covers_as_often_as_it_says() -> None:
+    covered = sum(
+        found.low <= 1 <= found.high
+        for k in range(300)
+        if (found := bootstrap(np.random.default_rng(k).normal(1, 2, size=50), draws=400, seed=k))
+    )
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_a_statistic_that_is_no_mean() -> None:
+    values = RANDOM.normal(size=80)
+    theirs = stats.bootstrap((values,), np.median, n_resamples=3000, method="percentile", rng=1).confidence_interval
+    ours = statistic_interval(lambda v: float(np.median(v)), values, draws=3000)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.05)
+
+
+def test_nothing_known_gives_nothing() -> None:
+    assert np.isnan(bootstrap([np.nan, np.nan])).tolist()[:3] == [True] * 3
+
+
+def test_a_front_is_what_nothing_dominates() -> None:
+    points = [tuple(map(float, p)) for p in RANDOM.integers(0, 6, size=(30, 2))]
+    best = {p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)}
+    front = [points[k] for k in pareto_front(points)]
+    assert set(front) == best
+    assert front == sorted(best)
+
+
+def test_a_hypervolume_is_the_covered_area() -> None:
+    """Unit squares below some point, counted."""
+    points = [(3.0, 1.0), (1.0, 4.0), (2.0, 2.0), (2.0, 1.0), (-1.0, 9.0)]
+    squares = sum(any(x < p and y < q for p, q in points) for x, y in itertools.product(range(9), range(9)))
+    assert hypervolume(points, (0.0, 0.0)) == squares
+    assert hypervolume(points, (5.0, 5.0)) == 0
+
+
+def test_a_front_shifted_by_a_constant_gains_in_every_draw() -> None:
+    x, y = RANDOM.normal(5, 1, size=30), RANDOM.normal(5, 1, size=30)
+    low = front_draws({"a": (x, y)}, (0, 0), draws=50)
+    high = front_draws({"a": (x + 1, y)}, (0, 0), draws=50)
+    assert (high > low).all()
+    np.testing.assert_allclose(low, draws_of(x, 50) * draws_of(y, 50))
