@@ -36,7 +36,7 @@ def run_program(target: str, name: str, args: list[str]) -> None:
     parser = ProgramParser(prog=f"spl {name}", allow_abbrev=False, description=says)
     parser.add_argument("--config", action="config", help="A YAML file of these arguments.")
     parser.add_function_arguments(function, as_group=False, as_positional=False)
-    settings = parser.parse_settings(list(_with_lists(args, function))).as_dict()
+    settings = parser.instantiate_classes(parser.parse_settings(list(_with_lists(args, function)))).as_dict()
     settings.pop("config")
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%X")
     handler.addFilter(SecretFilter())

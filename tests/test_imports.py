@@ -11,6 +11,8 @@ MAY_IMPORT = {
     "types": set(),
     "results": TYPES | {"disk"},
     "intervals": set(),
+    "runs": TYPES,
+    "sweep": TYPES | {"disk", "results", "runs"},
     "programs": TYPES | {"secrets", "settings"},
     "secrets": set(),
     "settings": TYPES | {"secrets"},

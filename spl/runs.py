@@ -1,0 +1,198 @@
+"""Commands of `spl` as processes: one after the other or several at a time, skipped where their result is there."""
+
+import hashlib
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
+from types import FrameType
+from typing import Any, Literal
+
+from spl.types import UserError
+
+log = logging.getLogger(__name__)
+
+_TEMPORARY = 75  # EX_TEMPFAIL of sysexits.h: the same again may succeed
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command whose result can be looked for.
+
+    Attributes:
+        name: for messages.
+        args: of `spl`.
+        log: file for what it prints; its first line is the command.
+        result: file that is there once it has finished.
+    """
+
+    name: str
+    args: tuple[str, ...]
+    log: Path
+    result: Path
+
+    @property
+    def command(self) -> str:
+        return f"spl {shlex.join(self.args)}"
+
+    @property
+    def first_line(self) -> str:
+        """The command and a digest of the configs that it names, whose content is part of it."""
+        configs = [Path(value) for _, value in pairwise(self.args) if value.endswith((".yaml", ".yml"))]
+        content = b"".join(path.read_bytes() for path in configs if path.is_file())
+        return f"$ {self.command}  # configs {hashlib.sha256(content).hexdigest()[:12]}\n"
+
+    def is_finished(self) -> bool:
+        """Whether its result is there.
+
+        Raises:
+            UserError: it is of another command.
+        """
+        if not self.result.exists():
+            return False
+        before = ""
+        if self.log.exists():
+            with self.log.open(encoding="utf-8") as file:
+                before = file.readline()
+        if before != self.first_line:
+            raise UserError(
+                f"{self.result} was made by another command or other configs ({self.log} begins with it): give another "
+                "output folder, or remove that one."
+            )
+        return True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run, in how many seconds; what it said last where it failed."""
+
+    state: Literal["finished", "skipped", "failed"]
+    seconds: float = 0.0
+    said: str = ""
+
+
+class _Pool:
+    """Starts processes, each on a device of its own where there are any, and stops those that run."""
+
+    def __init__(self, jobs: int) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = Lock()
+        self._stopped = False
+        self._devices: SimpleQueue[dict[str, str]] = SimpleQueue()
+        for environment in _environments(jobs):
+            self._devices.put(environment)
+
+    def run(self, run: Run) -> Outcome:
+        if run.is_finished():
+            log.info("%s: finished before.", run.name)
+            return Outcome("skipped")
+        log.info("%s: %s", run.name, run.command)
+        environment, began = self._devices.get(), time.perf_counter()
+        try:
+            status = self._wait(run, os.environ | environment)
+        finally:
+            self._devices.put(environment)
+        seconds = time.perf_counter() - began
+        if status == 0:
+            log.info("%s: finished in %.0f s.", run.name, seconds)
+            return Outcome("finished", seconds)
+        said = _last_said(run.log)
+        log.error("%s: failed with exit status %d (%s): %s", run.name, status, run.log, said)
+        return Outcome("failed", seconds, said)
+
+    def _wait(self, run: Run, environment: dict[str, str]) -> int:
+        with _begun_log(run).open("ab") as file, self._lock:
+            if self._stopped:
+                return _TEMPORARY
+            # A session of its own: Ctrl-C then comes here alone, and is handed on once.
+            command = [sys.executable, "-m", "spl.cli", *run.args]
+            out: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen(command, env=environment, start_new_session=True, **out)
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            self._running.discard(process)
+
+    def stop(self) -> None:
+        """Ask what runs to save and end; nothing is started any more."""
+        with self._lock:
+            self._stopped = True
+            for process in list(self._running):
+                process.terminate()
+
+
+def execute(runs: Sequence[Run], jobs: int = 1) -> list[Outcome]:
+    """Run commands, `jobs` at a time; one that fails does not keep the others from running.
+
+    Raises:
+        UserError: a result is there that another command made.
+        SystemExit: 75, when SIGTERM or SIGUSR1 came; as on Ctrl-C, what ran was asked to save and has ended.
+    """
+    for run in runs:
+        run.is_finished()
+    pool = _Pool(jobs)
+    with _stoppable(), ThreadPoolExecutor(jobs) as threads:
+        futures = [threads.submit(pool.run, run) for run in runs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.stop()
+            threads.shutdown(cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(_TEMPORARY)
+
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _environments(jobs: int) -> Iterator[dict[str, str]]:
+    """What each of the runs at a time has of its own: a GPU, or its share of the cores."""
+    if jobs == 1:
+        yield {}
+        return
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = (
+        [str(k) for k in range(torch.cuda.device_count())] if named is None else [d for d in named.split(",") if d]
+    )
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+    for job in range(jobs):
+        device = {"CUDA_VISIBLE_DEVICES": devices[job % len(devices)]} if devices else {}
+        yield {"OMP_NUM_THREADS": threads, **device}
+
+
+def _begun_log(run: Run) -> Path:
+    """Its log, which begins with its command; one of another command is written over."""
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    if not run.log.exists() or not run.log.read_text(encoding="utf-8", errors="replace").startswith(run.first_line):
+        run.log.write_text(run.first_line, encoding="utf-8")
+    return run.log
+
+
+def _last_said(path: Path) -> str:
+    """The last error in a log, or its last line."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines)[-1]
