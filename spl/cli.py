@@ -24,6 +24,7 @@ Soft Preference Learning: preference training that keeps a language model's dive
   spl plan      --config CONFIG   memory, operations and time of a run on GPUs, before it is started
   spl sweep     --config CONFIG   a grid of settings and seeds, one run each
   spl sample    --model MODEL     replies to prompts, from a model or a server
+  spl pairs     divpo             preference pairs from samples and a reward model, by a recipe
   spl evaluate  EVALUATION        diversity-quality, best-of-n, calibration or opinions of policies
   spl report    RESULTS           one page of figures and tables of all that was measured
 
@@ -52,6 +53,7 @@ PROGRAMS: dict[str, str | dict[str, str]] = {
         "opinions": "spl.evaluation.opinions:opinions",
         "lm-eval": "spl.evaluation.lm_eval:lm_eval",
     },
+    "pairs": {"divpo": "spl.evaluation.divpo:divpo"},
     "report": "spl.reporting.report:report",
     "sweep": "spl.sweep:sweep",
 }
