@@ -26,6 +26,7 @@ Soft Preference Learning: preference training that keeps a language model's dive
   spl sample    --model MODEL     replies to prompts, from a model or a server
   spl pairs     divpo             preference pairs from samples and a reward model, by a recipe
   spl evaluate  EVALUATION        diversity-quality, best-of-n, calibration or opinions of policies
+  spl paper     --config CONFIG   all of it in a row: the paper's evidence from training to the report
   spl report    RESULTS           one page of figures and tables of all that was measured
 
 Start here:
@@ -56,6 +57,7 @@ PROGRAMS: dict[str, str | dict[str, str]] = {
     "pairs": {"divpo": "spl.evaluation.divpo:divpo"},
     "report": "spl.reporting.report:report",
     "sweep": "spl.sweep:sweep",
+    "paper": "spl.paper.paper:paper",
 }
 
 

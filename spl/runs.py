@@ -1,6 +1,7 @@
 """Commands of `spl` as processes: one after the other or several at a time, skipped where their result is there."""
 
 import hashlib
+import json
 import logging
 import os
 import shlex
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,28 @@ from threading import Lock
 from types import FrameType
 from typing import Any, Literal
 
+from spl.disk import append
 from spl.types import UserError
 
 log = logging.getLogger(__name__)
 
+FINISHED = "# finished\n"
 _TEMPORARY = 75  # EX_TEMPFAIL of sysexits.h: the same again may succeed
+
+
+def written(value: Any) -> str:
+    """A value as it stands on a command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def arguments(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as options of a command line."""
+    return [arg for name, value in settings.items() for arg in (f"--{name}", written(value))]
+
+
+def file_name(*parts: str) -> str:
+    """Labels as one name of a file, without the characters that shells and file systems care about."""
+    return "_".join("".join(c if c.isalnum() or c in ".=+-" else "-" for c in part) for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -33,14 +51,16 @@ class Run:
     Attributes:
         name: for messages.
         args: of `spl`.
-        log: file for what it prints; its first line is the command.
-        result: file that is there once it has finished.
+        log: file for what it prints; it begins with the command and, once that has finished, ends with FINISHED.
+        result: file that it makes.
+        always: run it whatever is there.
     """
 
     name: str
     args: tuple[str, ...]
     log: Path
     result: Path
+    always: bool = False
 
     @property
     def command(self) -> str:
@@ -59,18 +79,15 @@ class Run:
         Raises:
             UserError: it is of another command.
         """
-        if not self.result.exists():
+        if self.always or not self.result.exists() or not self.log.exists():
             return False
-        before = ""
-        if self.log.exists():
-            with self.log.open(encoding="utf-8") as file:
-                before = file.readline()
-        if before != self.first_line:
+        said = self.log.read_text(encoding="utf-8", errors="replace")
+        if not said.startswith(self.first_line):
             raise UserError(
                 f"{self.result} was made by another command or other configs ({self.log} begins with it): give another "
                 "output folder, or remove that one."
             )
-        return True
+        return said.endswith(FINISHED)
 
 
 @dataclass(frozen=True)
@@ -105,6 +122,7 @@ class _Pool:
             self._devices.put(environment)
         seconds = time.perf_counter() - began
         if status == 0:
+            append(run.log, FINISHED)
             log.info("%s: finished in %.0f s.", run.name, seconds)
             return Outcome("finished", seconds)
         said = _last_said(run.log)
@@ -186,7 +204,7 @@ def _environments(jobs: int) -> Iterator[dict[str, str]]:
 def _begun_log(run: Run) -> Path:
     """Its log, which begins with its command; one of another command is written over."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    if not run.log.exists() or not run.log.read_text(encoding="utf-8", errors="replace").startswith(run.first_line):
+    if run.always or not run.log.exists() or not run.log.read_text(errors="replace").startswith(run.first_line):
         run.log.write_text(run.first_line, encoding="utf-8")
     return run.log
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from spl.disk import replacing
 from spl.results import Record, header, write
-from spl.runs import Outcome, Run, execute
+from spl.runs import Outcome, Run, arguments, execute, file_name, written
 from spl.types import UserError
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ class Cell(NamedTuple):
     @property
     def folder(self) -> str:
         """Named by policy, settings and seed."""
-        parts = [self.policy, *map("=".join, self.point), f"seed={self.seed}"]
-        return "_".join("".join(c if c.isalnum() or c in ".=+-" else "-" for c in part) for part in parts if part)
+        return file_name(self.policy, *map("=".join, self.point), f"seed={self.seed}")
 
 
 def sweep(
@@ -106,8 +105,8 @@ def sweep(
     cells = [Cell(*combination) for combination in product(policies, _points(grid), seeds)]
     _check(cells, grid, select, jobs)
     configs = [arg for path in experiment for arg in ("--config", path)]
-    shared = (*configs, *_arguments(settings or {}), "--reference.cache", cache or str(folder / "reference"))
-    runs = {cell: _run(cell, folder, (*shared, *_arguments(policies[cell.policy]))) for cell in cells}
+    shared = (*configs, *arguments((settings or {}) | {"reference.cache": cache or str(folder / "reference")}))
+    runs = {cell: _run(cell, folder, (*shared, *arguments(policies[cell.policy]))) for cell in cells}
     first = [cell for cell in cells if select is None or cell.seed in seeds[: select.num_seeds]]
     if dry_run:
         for cell in first:
@@ -133,7 +132,7 @@ def _tell(rows: Sequence[Record], names: Sequence[str]) -> None:
 
 
 def _points(grid: Mapping[str, Sequence[Any]]) -> list[Point]:
-    return [tuple(zip(grid, map(_written, values), strict=True)) for values in product(*grid.values())]
+    return [tuple(zip(grid, map(written, values), strict=True)) for values in product(*grid.values())]
 
 
 def _check(cells: Sequence[Cell], grid: Mapping[str, Any], select: Select | None, jobs: int) -> None:
@@ -152,19 +151,9 @@ def _check(cells: Sequence[Cell], grid: Mapping[str, Any], select: Select | None
 
 def _run(cell: Cell, folder: Path, args: tuple[str, ...]) -> Run:
     own = folder / cell.folder
-    point = [arg for name, value in cell.point for arg in (f"--{name}", value)]
-    seed = ["--seed_everything", str(cell.seed), "--data.seed", str(cell.seed)]
-    args = ("fit", *args, *point, *seed, "--output", str(own), "--resume")
+    last = arguments({"seed_everything": cell.seed, "data.seed": cell.seed, "output": str(own)})
+    args = ("fit", *args, *arguments(dict(cell.point)), *last, "--resume")
     return Run(cell.label, args, own / "terminal.txt", own / "summary.json")
-
-
-def _arguments(settings: Mapping[str, Any]) -> list[str]:
-    return [arg for name, value in settings.items() for arg in (f"--{name}", _written(value))]
-
-
-def _written(value: Any) -> str:
-    """As on a command line."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _label(point: Point) -> str:
@@ -222,8 +211,11 @@ def _row(cell: Cell, outcome: Outcome, run: Run, chosen: bool) -> Record:
 
 
 def _records(rows: Sequence[Record]) -> Iterator[Record]:
-    """The runs, and every final figure of each."""
+    """The runs, what failed, and every final figure of each."""
     yield from rows
+    for row in rows:
+        if row["state"] == "failed":
+            yield {"kind": "note", "text": f"The run {Path(row['folder']).name} failed and is left out: {row['said']}"}
     for row in rows:
         who = {key: row[key] for key in ("policy", "group", "train_seed")}
         for name, value in row["figures"].items():

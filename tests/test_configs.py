@@ -10,6 +10,7 @@ from spl.cli import main
 ROOT = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(ROOT.rglob("*.yaml"))
 EXPERIMENTS = [path for path in CONFIGS if path.parent.name == "experiment"]
+PAPERS = [path for path in CONFIGS if path.parent.name == "paper"]
 
 
 def name(path: Path) -> str:
@@ -26,12 +27,23 @@ def test_a_config_opens_with_its_command(path: Path) -> None:
     group = path.parent.name
     expected = {
         "experiment": "# spl fit --config",
+        "paper": "# spl paper --config",
         "callbacks": "# spl fit --config configs/experiment/tiny.yaml --config",
     }.get(group, f"# --{group}")
     assert first.startswith(f"{expected} configs/{name(path)}")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=name)
+@pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_a_config_of_the_paper_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["paper", "--config", str(path), "--output", "runs", "--print_config"])
+    assert raised.value.code == 0
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    for key, value in yaml.safe_load(path.read_text()).items():
+        assert {k: parsed[key][k] for k in value} == value if isinstance(value, dict) else parsed[key] == value
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path not in PAPERS], ids=name)
 def test_a_config_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["fit", "--config", str(path if path in EXPERIMENTS else ROOT / "experiment/tiny.yaml")]
     overlay = path.parent.name == "callbacks"

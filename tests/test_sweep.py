@@ -21,7 +21,7 @@ import yaml
 
 from spl.cli import main
 from spl.results import read
-from spl.runs import Run
+from spl.runs import FINISHED, Run
 from spl.sweep import Select, sweep
 from spl.types import UserError
 
@@ -44,8 +44,10 @@ def finish(command: list[str], end: dict[str, float]) -> None:
     folder = Path(option(command, "--output"))
     run = Run("", tuple(command[1:]), folder / "terminal.txt", folder / "summary.json")
     folder.mkdir(parents=True)
-    run.log.write_text(run.first_line)
-    run.result.write_text(json.dumps({"finished": True, "steps": 5, "seconds": 1.5, "start": {}, "end": end}))
+    run.log.write_text(run.first_line + FINISHED)
+    (folder / "summary.json").write_text(
+        json.dumps({"finished": True, "steps": 5, "seconds": 1.5, "start": {}, "end": end})
+    )
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -1,0 +1,1 @@
+"""The paper's evidence, from training to the report."""

