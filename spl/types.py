@@ -7,13 +7,17 @@ types, so that `spl --help` answers at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Message = dict[str, str]
 """One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": str}`."""
+
+
+Task = Literal["preference", "sft", "reward"]
+"""What is learned from a row: which reply is better (by the policy, or by a reward model), or to write its replies."""
 
 
 class UserError(ValueError):
@@ -45,6 +49,23 @@ class PreferenceExample:
     comparisons: tuple[Comparison, ...]
     alpha: float | None = None
     row: str = ""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """Replies to imitate, each after the turns before it: what the assistant says in one conversation.
+
+    Attributes:
+        turns: (prompt, reply) pairs; each prompt holds the conversation so far.
+        row: where it came from.
+    """
+
+    turns: tuple[tuple[tuple[Message, ...], str], ...]
+    row: str = ""
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        return self.turns[0][0]
 
 
 class Node(NamedTuple):

@@ -19,17 +19,18 @@ from spl.data.tokenization import Encoder, Template, Truncation, TurnEnd
 from spl.data.training import TrainingSteps, convert_progress
 from spl.data.training_stream import TrainingStream
 from spl.secrets import without_secrets
-from spl.types import PreferenceBatch, Prompt, UserError
+from spl.types import PreferenceBatch, Prompt, Task, UserError
 
 log = logging.getLogger(__name__)
 
 
 class PreferenceDataModule(LightningDataModule):
-    """Preference examples from the embedded survey, local files or the Hub.
+    """Examples from the embedded survey, local files or the Hub: preferences, or replies to imitate, as the model asks.
 
     Args:
         path: "survey"; a local .jsonl, .json, .csv (each perhaps .gz) or .parquet file, or a folder of such; or the id
-            of a data set on the Hub. `spl.data.formats` lists the shapes of rows that are understood.
+            of a data set on the Hub. `spl.data.formats` lists the shapes of rows that are understood, and
+            `spl.data.demonstrations` those to imitate.
         name: configuration of a data set on the Hub.
         split: its split to train on.
         val_path: held-out data; None sets a part of the training data apart.
@@ -45,7 +46,8 @@ class PreferenceDataModule(LightningDataModule):
             where max_tokens is given.
         max_length: most tokens of a prompt and response together.
         truncation: of longer rows: "cut" drops the oldest tokens of the prompt, alike for all responses, and then ends
-            of responses; "drop" leaves the row out; "raise" stops.
+            of responses (of a conversation to imitate, the first prompt's and then the end); "drop" leaves the row out;
+            "raise" stops.
         template: "model" for its chat template, "plain" for "User: ...", "auto" for the first if there is one.
         turn_end: "template" scores all that ends a turn, "eos" stops at the end-of-sequence token.
         columns: our column names to the data's, as {chosen: better, rejected: worse}.
@@ -120,12 +122,20 @@ class PreferenceDataModule(LightningDataModule):
 
     @property
     def encoder(self) -> RowEncoder:
-        """With the tokenizer of the model that is trained."""
+        """With the tokenizer of the model that is trained, and for what it is to learn."""
         if self.trainer is None:
             raise RuntimeError("the data module takes its tokenizer from the model: give both to a Trainer first")
-        hp, tokenizer = self.hparams, self.trainer.lightning_module.tokenizer
-        encoder = Encoder(tokenizer, hp["max_length"], hp["template"], hp["truncation"], hp["turn_end"])
-        return RowEncoder(encoder, hp["columns"] or {}, hp["bad_rows"], hp["max_bad_share"])
+        hp, module = self.hparams, self.trainer.lightning_module
+        task: Task = getattr(module, "task", "preference")
+        encoder = Encoder(
+            module.tokenizer,
+            hp["max_length"],
+            hp["template"],
+            hp["truncation"],
+            hp["turn_end"],
+            reads_end=task == "reward",
+        )
+        return RowEncoder(encoder, hp["columns"] or {}, hp["bad_rows"], hp["max_bad_share"], task)
 
     def _encode(self, source: Source) -> EncodedData:
         """All examples of a source; its bad rows go to the quarantine."""

@@ -40,7 +40,13 @@ class EncodedExample:
 
     @property
     def num_tokens(self) -> int:
-        """An upper bound of the distinct tokens: the longest prompt once, and every response."""
+        """An upper bound of the distinct tokens: the longest prompt once, and every response.
+
+        Replies of one conversation lie one behind the other, and the last sequence holds all.
+        """
+        longest = max(self.sequences, key=len)
+        if all(longest[: len(s)] == s for s in self.sequences):
+            return len(longest)
         responses = sum(len(s) - b for s, b in zip(self.sequences, self.starts, strict=True))
         return max(self.starts) + responses
 

@@ -7,15 +7,17 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 from spl.data.collate import EncodedExample
+from spl.data.demonstrations import encode_demonstrations, parse_demonstration
 from spl.data.formats import parse_row
 from spl.data.shards import RefusedRowError, Row
 from spl.data.tokenization import Encoder, TooLongError
 from spl.data.values import shortened
-from spl.types import PreferenceExample, UserError
+from spl.types import Demonstration, PreferenceExample, Task, UserError
 
 BadRows = Literal["raise", "skip"]
 NUM_SAMPLES = 100
 """Bad rows that are kept to look at."""
+Example = PreferenceExample | Demonstration
 TOGETHER = 32
 """Rows that are tokenised at a time."""
 
@@ -64,7 +66,7 @@ class Report:
 class Encoded(NamedTuple):
     """A usable row."""
 
-    example: PreferenceExample
+    example: Example
     tokens: EncodedExample
     cut: int  # tokens it lost to max_length
 
@@ -78,14 +80,16 @@ class RowEncoder:
         columns: our column names to the data's.
         bad_rows: a row that cannot be used raises, or is skipped and counted.
         max_bad_share: of rows skipped, past which the run stops.
+        task: what is learned from a row.
     """
 
     encoder: Encoder
     columns: Mapping[str, str] = field(default_factory=dict)
     bad_rows: BadRows = "raise"
     max_bad_share: float = 1.0
+    task: Task = "preference"
 
-    def examples(self, rows: Iterable[Row], report: Report) -> Iterator[tuple[PreferenceExample, EncodedExample]]:
+    def examples(self, rows: Iterable[Row], report: Report) -> Iterator[tuple[Example, EncodedExample]]:
         """Usable rows in order; counts into the report.
 
         Raises:
@@ -100,17 +104,22 @@ class RowEncoder:
     def encode(self, rows: Sequence[Row]) -> list[Encoded | UserError]:
         """Rows tokenised together, each by itself or why it cannot be used."""
         parsed = [self._parse(row) for row in rows]
-        examples = [p for p in parsed if isinstance(p, PreferenceExample)]
-        tokens = iter(self.encoder.encode_all(examples))
+        tokens = self._tokens([p for p in parsed if not isinstance(p, UserError)])
         return [p if isinstance(p, UserError) else _encoded(p, next(tokens)) for p in parsed]
 
-    def _parse(self, row: Row) -> PreferenceExample | UserError:
+    def _parse(self, row: Row) -> Example | UserError:
         if isinstance(row.values, UserError):
             return row.values
+        parse = parse_demonstration if self.task == "sft" else parse_row
         try:
-            return parse_row(row.values, row.where, self.columns)
+            return parse(row.values, row.where, self.columns)
         except UserError as error:
             return error
+
+    def _tokens(self, examples: list[Example]) -> Iterator[tuple[EncodedExample, int] | UserError]:
+        compared = iter(self.encoder.encode_all([e for e in examples if isinstance(e, PreferenceExample)]))
+        shown = iter(encode_demonstrations(self.encoder, [e for e in examples if isinstance(e, Demonstration)]))
+        return (next(compared if isinstance(e, PreferenceExample) else shown) for e in examples)
 
     def count(self, row: Row, outcome: Encoded | UserError, report: Report) -> Encoded | None:
         """The outcome of a row, where it can be used.
@@ -137,7 +146,7 @@ class RowEncoder:
         return None
 
 
-def _encoded(example: PreferenceExample, tokens: tuple[EncodedExample, int] | UserError) -> Encoded | UserError:
+def _encoded(example: Example, tokens: tuple[EncodedExample, int] | UserError) -> Encoded | UserError:
     return tokens if isinstance(tokens, UserError) else Encoded(example, *tokens)
 
 

@@ -28,7 +28,7 @@ _SHAPES = (
     "chosen and rejected (with or without prompt), or prompt and responses with shares, scores, ranking or "
     "comparisons, or prompt, response_a, response_b, votes_a and votes_b"
 )
-_COLUMNS = (
+COLUMNS = (
     *("prompt", "messages", "system", "alpha", "chosen", "rejected", "share", "responses", "shares", "scores"),
     *("ranking", "comparisons", "response_a", "response_b", "votes_a", "votes_b", "votes_tie"),
 )
@@ -49,28 +49,36 @@ def parse_row(row: Mapping[str, Any], where: str = "", columns: Mapping[str, str
         UserError: the row has no known shape, or a value in it cannot be used; the text says which and why.
     """
     try:
-        return _parse(_renamed(row, columns or {}), where)
+        return parse_preference(renamed(row, columns or {}, _SHAPES, COLUMNS), where)
     except UserError as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under our column names, in Python's own values, without empty columns."""
+def renamed(row: Mapping[str, Any], columns: Mapping[str, str], shapes: str, known: tuple[str, ...]) -> dict[str, Any]:
+    """The row under our column names, in Python's own values, without empty columns.
+
+    Args:
+        row: as it came.
+        columns: our column names to the row's.
+        shapes: the columns that are expected, for messages.
+        known: our column names.
+    """
     if not isinstance(row, Mapping):
-        raise UserError(f"a row must be an object with the columns {_SHAPES}, but is {shortened(row)}.")
+        raise UserError(f"a row must be an object with the columns {shapes}, but is {shortened(row)}.")
     for ours, theirs in columns.items():
-        if ours not in _COLUMNS:
-            raise UserError(f"columns.{ours} is not a column that is read; expected one of {', '.join(_COLUMNS)}.")
+        if ours not in known:
+            raise UserError(f"columns.{ours} is not a column that is read; expected one of {', '.join(known)}.")
         if theirs not in row:
             raise UserError(f"no column {theirs!r} (set as columns.{ours}); the columns found are {column_names(row)}.")
     taken = set(columns.values())
-    renamed = {k: v for k, v in row.items() if k not in taken and k not in columns}
-    renamed |= {ours: row[theirs] for ours, theirs in columns.items()}
-    plain = {k: plain_value(v) if k in _COLUMNS else v for k, v in renamed.items()}
+    named = {k: v for k, v in row.items() if k not in taken and k not in columns}
+    named |= {ours: row[theirs] for ours, theirs in columns.items()}
+    plain = {k: plain_value(v) if k in known else v for k, v in named.items()}
     return {k: v for k, v in plain.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
 
 
-def _parse(row: dict[str, Any], where: str) -> PreferenceExample:
+def parse_preference(row: dict[str, Any], where: str) -> PreferenceExample:
+    """Read a row that `renamed` gave."""
     if "chosen" in row and "rejected" in row:
         replies = {name: row[name] for name in ("chosen", "rejected")}
         comparisons = [Comparison(0, 1, share_of(row.get("share", 1.0), "share"))]
@@ -84,9 +92,9 @@ def _parse(row: dict[str, Any], where: str) -> PreferenceExample:
         comparisons = compared(row, len(replies))
     else:
         raise UserError(f"expected the columns {_SHAPES}; the columns with a value are {column_names(row)}.")
-    prompt, responses = _prompt_and_replies(row, replies)
-    prompt = _with_system(row.get("system", ""), prompt)
-    _check_replies(dict(zip(replies, responses, strict=True)))
+    prompt, responses = prompt_and_replies(row, replies)
+    prompt = with_system(row.get("system", ""), prompt)
+    check_replies(dict(zip(replies, responses, strict=True)))
     return PreferenceExample(tuple(prompt), tuple(responses), tuple(comparisons), _alpha(row.get("alpha")), where)
 
 
@@ -101,7 +109,7 @@ def _alpha(value: Any) -> float | None:
     return alpha
 
 
-def _prompt_and_replies(row: dict[str, Any], replies: dict[str, Any]) -> tuple[list[Message], list[str]]:
+def prompt_and_replies(row: dict[str, Any], replies: dict[str, Any]) -> tuple[list[Message], list[str]]:
     """The prompt that all replies share, from its own column or from the conversations they end, and their texts."""
     given = _prompt(row)
     prompts, texts = [], []
@@ -141,7 +149,7 @@ def _prompt(row: dict[str, Any]) -> list[Message]:
     name = "prompt" if "prompt" in row else "messages"
     if name not in row:
         return []
-    turns = _conversation(row[name], name)
+    turns = conversation(row[name], name)
     if len(turns) > 1 and turns[-1] == {"role": "assistant", "content": ""}:
         turns.pop()  # a transcript may be cut right after "Assistant:", the cue for the reply
     if turns[-1]["role"] == "assistant":
@@ -153,13 +161,13 @@ def _reply(value: Any, name: str) -> list[Message]:
     """A reply, and the turns before it where they are given."""
     if isinstance(value, str) and not _is_transcript(value):
         return [{"role": "assistant", "content": text_of(value, name, empty=True)}]
-    turns = _conversation(value, name)
+    turns = conversation(value, name)
     if turns[-1]["role"] != "assistant":
         raise UserError(f"{name} must end with the assistant's reply, but ends with a turn of {turns[-1]['role']}.")
     return turns
 
 
-def _conversation(value: Any, name: str) -> list[Message]:
+def conversation(value: Any, name: str) -> list[Message]:
     """Turns of a list of messages, a message, a transcript, or a text (one user turn)."""
     if isinstance(value, Mapping):
         return [_message(value, name)]
@@ -187,7 +195,7 @@ def _message(turn: Any, name: str) -> Message:
     return {"role": turn["role"], "content": text_of(turn["content"], f"{name}.content", empty=True)}
 
 
-def _with_system(value: Any, prompt: list[Message]) -> list[Message]:
+def with_system(value: Any, prompt: list[Message]) -> list[Message]:
     """The prompt opened by the system column's text, where it has one."""
     system: Message = {"role": "system", "content": text_of(value, "system", empty=True)}
     if not system["content"].strip():
@@ -199,7 +207,7 @@ def _with_system(value: Any, prompt: list[Message]) -> list[Message]:
     return prompt
 
 
-def _check_replies(replies: dict[str, str]) -> None:
+def check_replies(replies: dict[str, str]) -> None:
     """No reply is empty, and no two are alike."""
     names: dict[str, str] = {}
     for name, reply in replies.items():

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from datasets.arrow_writer import ArrowWriter
 
-from spl.data import comparisons, formats, tokenization, values
+from spl.data import comparisons, demonstrations, formats, tokenization, values
 from spl.data.collate import EncodedExample
-from spl.data.encode import Report, RowEncoder
+from spl.data.encode import Example, Report, RowEncoder
 from spl.data.shards import Retries
 from spl.data.source import Source
 from spl.disk import sync
-from spl.types import Comparison, PreferenceExample, UserError
+from spl.types import Comparison, UserError
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _write(source: Source, encoder: RowEncoder, folder: Path, retries: Retries) 
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _record(example: PreferenceExample, encoded: EncodedExample) -> dict[str, Any]:
+def _record(example: Example, encoded: EncodedExample) -> dict[str, Any]:
     prompt = hashlib.sha256(json.dumps(example.prompt).encode()).hexdigest()[:16]
     return {
         "sequences": encoded.sequences,
@@ -140,11 +140,12 @@ def _record(example: PreferenceExample, encoded: EncodedExample) -> dict[str, An
 
 def key_of(source: Source, encoder: RowEncoder) -> str:
     """Of the kept copy of a source encoded so."""
-    code = [Path(m.__file__ or "").read_bytes() for m in (formats, comparisons, values, tokenization)]
+    code = [Path(m.__file__ or "").read_bytes() for m in (formats, comparisons, values, tokenization, demonstrations)]
     tokenizer = encoder.encoder.tokenizer
     settings = {
         "columns": dict(encoder.columns),
         "bad_rows": encoder.bad_rows,
+        "task": encoder.task,
         "encoder": {f.name: getattr(encoder.encoder, f.name) for f in fields(encoder.encoder) if f.name != "tokenizer"},
         "template": tokenizer.chat_template,
         "special": [tokenizer.bos_token_id, tokenizer.eos_token_id],

@@ -39,6 +39,8 @@ class Encoder:
             lose their EOS; "drop" and "raise" raise TooLongError, which the caller may pass over.
         turn_end: "template" scores all that the template writes to end the reply, "eos" stops at the EOS token, as
             sampling does. Where the template writes nothing there, both score an EOS token.
+        reads_end: put one token more behind every response, so that its last own token goes through the network too:
+            for a reward that is read there.
     """
 
     tokenizer: Any
@@ -46,6 +48,7 @@ class Encoder:
     template: Template = "auto"
     truncation: Truncation = "cut"
     turn_end: TurnEnd = "template"
+    reads_end: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (("template", Template), ("truncation", Truncation), ("turn_end", TurnEnd)):
@@ -84,22 +87,35 @@ class Encoder:
 
     def encode_all(self, examples: Sequence[PreferenceExample]) -> list[tuple[EncodedExample, int] | UserError]:
         """Tokenise examples together, which is faster; for each what `encode` returns or would raise."""
-        rendered = [self._rendered(example) for example in examples]
-        texts = [text for r in rendered if not isinstance(r, UserError) for text in r[0]]
-        encodings = iter(self._encodings(texts))
         outcomes: list[tuple[EncodedExample, int] | UserError] = []
-        for example, render in zip(examples, rendered, strict=True):
+        for example, found in zip(examples, self.tokenised(examples), strict=True):
             try:
-                if isinstance(render, UserError):
-                    raise render
-                sequences, start = self._scored(example, *render, list(islice(encodings, len(render[0]))))
-                sequences, shift, cut = self._fit(sequences, start)
+                if isinstance(found, UserError):
+                    raise found
+                sequences, start = found
+                sequences, shift, cut = self.fit(sequences, start)
             except UserError as error:
                 outcomes.append(type(error)(f"{example.row}: {error}" if example.row else str(error)))
                 continue
             starts = (start - shift,) * len(sequences)
-            tokens = tuple(map(tuple, sequences))
+            tokens = tuple(tuple(self._to_read(ids) if self.reads_end else ids) for ids in sequences)
             outcomes.append((EncodedExample(tokens, starts, example.comparisons, example.alpha, example.row), cut))
+        return outcomes
+
+    def tokenised(self, examples: Sequence[PreferenceExample]) -> list[tuple[list[list[int]], int] | UserError]:
+        """Of each, whole token ids of every response with its prompt and the index of the first scored one."""
+        rendered = [self._rendered(example) for example in examples]
+        texts = [text for r in rendered if not isinstance(r, UserError) for text in r[0]]
+        encodings = iter(self._encodings(texts))
+        outcomes: list[tuple[list[list[int]], int] | UserError] = []
+        for example, render in zip(examples, rendered, strict=True):
+            if isinstance(render, UserError):
+                outcomes.append(render)
+                continue
+            try:
+                outcomes.append(self._scored(example, *render, list(islice(encodings, len(render[0])))))
+            except UserError as error:
+                outcomes.append(error)
         return outcomes
 
     def _rendered(self, example: PreferenceExample) -> tuple[list[str], int] | UserError:
@@ -196,18 +212,18 @@ class Encoder:
             return [*ids, eos]
         return ids[: len(ids) - ids[::-1].index(eos)] if self.turn_end == "eos" else ids
 
-    def _fit(self, sequences: list[list[int]], start: int) -> tuple[list[list[int]], int, int]:
-        """Sequences of at most max_length, how many of the prompt's tokens that took, and how many tokens in all."""
+    def fit(self, sequences: list[list[int]], start: int) -> tuple[list[list[int]], int, int]:
+        """Sequences of at most max_length, how many of the prompt's tokens that took, and how many tokens in all.
+
+        Raises:
+            TooLongError: that is not allowed, or nothing is left to tell the sequences apart.
+            UserError: two are equal.
+        """
         longest, drop, cut = max(map(len, sequences)), 0, 0
         if longest > self.max_length:
-            if self.truncation != "cut":
-                raise TooLongError(
-                    f"{longest} tokens are more than max_length {self.max_length}; "
-                    "raise data.max_length, or set data.truncation to cut or drop."
-                )
+            self.refuse_long(longest)
             drop = min(longest - self.max_length, max(0, start - max(self.max_length // 4, 2)))
-            head = 1 if sequences[0][0] == self.tokenizer.bos_token_id else 0
-            sequences = [ids[:head] + ids[head + drop :] for ids in sequences]
+            sequences = [self.without(ids, drop) for ids in sequences]
             cut = drop + sum(max(0, len(ids) - self.max_length) for ids in sequences)
             sequences = [ids[: self.max_length] for ids in sequences]
         if len(set(map(tuple, sequences))) < len(sequences):
@@ -215,6 +231,26 @@ class Encoder:
                 raise TooLongError(f"responses differ only past max_length {self.max_length}; raise data.max_length.")
             raise UserError("two responses have the same token ids: nothing tells them apart.")
         return sequences, drop, cut
+
+    def refuse_long(self, longest: int) -> None:
+        """Raise TooLongError of so many tokens, where they may not be cut."""
+        if self.truncation != "cut":
+            raise TooLongError(
+                f"{longest} tokens are more than max_length {self.max_length}; "
+                "raise data.max_length, or set data.truncation to cut or drop."
+            )
+
+    def without(self, ids: list[int], drop: int) -> list[int]:
+        """Token ids less the oldest, of which a BOS token stays."""
+        head = 1 if ids[0] == self.tokenizer.bos_token_id else 0
+        return ids[:head] + ids[head + drop :]
+
+    def _to_read(self, ids: list[int]) -> list[int]:
+        """Up to the last token that is not padding, where transformers reads a reward, and one more."""
+        end = len(ids)
+        while ids[end - 1] == self.tokenizer.pad_token_id:
+            end -= 1
+        return [*ids[:end], self.tokenizer.eos_token_id]
 
 
 def _token_past(encoding: Any, boundary: int) -> int:

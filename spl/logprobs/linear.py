@@ -14,12 +14,13 @@ from torch.autograd.function import once_differentiable
 
 
 class Head(NamedTuple):
-    """An output embedding and what the model does to its logits: `cap * tanh(scale * (W h + b) / cap)`."""
+    """An output embedding and what is done to its logits: `cap * tanh(scale * (W h + b) / cap) / temperature`."""
 
     weight: Tensor  # [V, H]
     bias: Tensor | None  # [V]
     scale: float = 1.0
     softcap: float | None = None
+    temperature: float = 1.0  # not the model's
 
 
 def head_of(model: nn.Module) -> Head:
@@ -66,17 +67,20 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _logits(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
     """Logits [n, V] of hidden [n, H] in the dtype of reductions, and their slope with respect to `W h + b`.
 
-    The slope is None where it is the constant `scale`.
+    The slope is None where it is the constant `_slope`.
     """
     raw = _product(hidden, head.weight.t())
     if head.bias is not None:
         raw += widen(head.bias)
-    if head.scale != 1.0:
-        raw *= head.scale
     if head.softcap is None:
-        return raw, None
-    squashed = torch.tanh(raw / head.softcap)
-    return head.softcap * squashed, head.scale * (1 - squashed**2)
+        return (raw if _slope(head) == 1.0 else raw.mul_(_slope(head))), None
+    squashed = torch.tanh(raw * (head.scale / head.softcap))
+    return head.softcap / head.temperature * squashed, _slope(head) * (1 - squashed**2)
+
+
+def _slope(head: Head) -> float:
+    """Of the logits with respect to `W h + b`, where there is no cap."""
+    return head.scale / head.temperature
 
 
 def head_logits(hidden: Tensor, head: Head) -> Tensor:
@@ -112,21 +116,21 @@ def _direction(law: _Law, target: Tensor, head: Head, dtype: torch.dtype) -> Ten
     """d log p(target) / d hidden [n, H]: the target's row of the weight less the mean row under the law."""
     weights, own, weight = law.weights, head.weight[target], head.weight
     if law.slope is None:
-        own = head.scale * own
+        own = _slope(head) * own
     else:
         weights = weights.mul_(law.slope)
         own = law.slope.gather(1, target[:, None]) * own
     mean = _product(weights, weight) / law.total[:, None]
-    return (own - (mean if law.slope is not None else head.scale * mean)).to(dtype)
+    return (own - (mean if law.slope is not None else _slope(head) * mean)).to(dtype)
 
 
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float,
-        softcap: float | None, chunk: int,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, settings: tuple[Any, ...],
+        chunk: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        head = Head(_for_products(weight, hidden), bias, scale, softcap)
+        head = Head(_for_products(weight, hidden), bias, *settings)
         logps, entropies, directions = [], [], []
         with torch.autocast(hidden.device.type, enabled=False):
             for h, y in zip(torch.split(hidden, chunk), torch.split(target, chunk), strict=True):
@@ -135,7 +139,7 @@ class _TokenLogps(torch.autograd.Function):
                 entropies.append(law.entropies)
                 if ctx.needs_input_grad[0]:
                     directions.append(_direction(law, y, head, h.dtype))
-        ctx.settings = (scale, softcap, chunk)
+        ctx.settings, ctx.chunk = settings, chunk
         trains = any(ctx.needs_input_grad[1:3])
         ctx.save_for_backward(
             torch.cat(directions) if directions else None, hidden if trains else None, weight, bias, target
@@ -148,16 +152,15 @@ class _TokenLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_logps: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         directions, hidden, weight, bias, target = ctx.saved_tensors
-        scale, softcap, chunk = ctx.settings
         grad_hidden = grad_weight = grad_bias = None
         if directions is not None:
             grad_hidden = (directions * grad_logps[:, None]).to(directions.dtype)
         if any(ctx.needs_input_grad[1:3]):
-            head = Head(_for_products(weight, hidden), bias, scale, softcap)
-            grad_weight, grad_bias = _head_gradients(hidden, target, grad_logps, head, chunk)
+            head = Head(_for_products(weight, hidden), bias, *ctx.settings)
+            grad_weight, grad_bias = _head_gradients(hidden, target, grad_logps, head, ctx.chunk)
             grad_weight = grad_weight.to(weight.dtype)
             grad_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 def _head_gradients(
@@ -172,7 +175,7 @@ def _head_gradients(
             law = _law(h, y, head)
             gradient = law.weights.mul_((-g / law.total)[:, None])
             gradient[torch.arange(len(y), device=y.device), y] += g
-            gradient *= head.scale if law.slope is None else law.slope
+            gradient *= _slope(head) if law.slope is None else law.slope
             states = _for_products(h, h)
             if states.dtype in _LOW:
                 grad_weight += _product(gradient.t(), states)
@@ -196,6 +199,6 @@ def token_logps(hidden: Tensor, target: Tensor, head: Head, chunk: int = 512) ->
     """
     hidden = _in_autocast(hidden)
     logps, entropies = _TokenLogps.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, target, head.scale, head.softcap, chunk
+        hidden, head.weight, head.bias, target, (head.scale, head.softcap, head.temperature), chunk
     )
     return logps, entropies

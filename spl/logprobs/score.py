@@ -41,6 +41,7 @@ def score(
     scorer: str = "forest",
     chunk: int = 512,
     backend: Backend = "auto",
+    temperature: float = 1.0,
 ) -> ResponseLogps:
     """Log-probabilities and entropies of every response of a batch, in nats and float32.
 
@@ -51,20 +52,24 @@ def score(
         scorer: "forest" runs each distinct token once; "plain" is the padded definition.
         chunk: head positions projected at a time by "forest".
         backend: the attention kernel of "forest"; see `spl.logprobs.kernels`.
+        temperature: that each token's logits are divided by.
 
     Raises:
         RuntimeError: the model is not prepared for "forest": another attention would ignore the forest in silence.
     """
     if scorer == "plain":
-        return sequence_logps(model, batch)
-    return as_forward(model, lambda: _forest_logps(model, batch, chunk, backend))
+        return sequence_logps(model, batch, temperature=temperature)
+    return as_forward(model, lambda: _forest_logps(model, batch, chunk, backend, temperature))
 
 
-def _forest_logps(model: nn.Module, batch: PreferenceBatch, chunk: int, backend: Backend) -> ResponseLogps:
+def _forest_logps(
+    model: nn.Module, batch: PreferenceBatch, chunk: int, backend: Backend, temperature: float
+) -> ResponseLogps:
     base = base_of(model)
     states = edge_states(model, batch, backend)
     with precision_of(base):
-        edge_logps, edge_entropies = token_logps(states, batch.edge_target, head_of(base), chunk)
+        head = head_of(base)._replace(temperature=temperature)
+        edge_logps, edge_entropies = token_logps(states, batch.edge_target, head, chunk)
     per_token = edge_logps[batch.member_edge]
     return ResponseLogps(
         logps=sum_by_response(per_token, batch),

@@ -25,14 +25,16 @@ def unpack(batch: PreferenceBatch) -> list[tuple[Tensor, int]]:
     return sequences
 
 
-def sequence_logps(model: nn.Module, batch: PreferenceBatch, rows: int = 8) -> ResponseLogps:
-    """Log-probabilities of the batch's responses, `rows` right-padded sequences at a time.
+def sequence_logps(
+    model: nn.Module, batch: PreferenceBatch, rows: int = 8, temperature: float = 1.0
+) -> ResponseLogps:
+    """Log-probabilities of the batch's responses at a token temperature, `rows` right-padded sequences at a time.
 
     Padding stands right of every scored token, so under a causal mask it changes nothing.
     """
     logps, entropies = [], []
     for logits, target in sequence_logits(model, batch, rows):
-        log_probs = logits.log_softmax(-1)
+        log_probs = (logits / temperature).log_softmax(-1)
         logps.append(log_probs.gather(1, target[:, None]).squeeze(1))
         entropies.append(-(log_probs.exp() * log_probs).sum(-1).detach())
     return ResponseLogps(
