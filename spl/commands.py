@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
@@ -33,24 +33,19 @@ from spl.callbacks.throughput import ThroughputMonitor
 from spl.checkpoints import CheckpointFile, peek
 from spl.data.base import PreferenceDataModule
 from spl.disk import is_held, replacing
+from spl.modules.base import PolicyModule
 from spl.modules.preference import PreferenceModule
+from spl.modules.reward import RewardModule
+from spl.modules.sft import SFTModule
 from spl.processes import end_children
 from spl.resume import RunFinishedError, changes, end_whole, newest_good
 from spl.secrets import SecretFilter, without_secrets
-from spl.settings import Parser, check_accumulation, check_groups, in_one_sentence
-from spl.types import UserError
+from spl.settings import Parser, check_accumulation, check_groups, in_one_sentence, setting_ahead
+from spl.types import Task, UserError
 
 log = logging.getLogger("spl")
 
-_GROUPS = {
-    "model": PreferenceModule,
-    "data": PreferenceDataModule,
-    "trainer": Trainer,
-    "checkpoint": Checkpoints,
-    "export": Export,
-    "reference": ReferenceCache,
-    "samples": PolicySampler,
-}
+MODULES: dict[Task, type[PolicyModule]] = {"preference": PreferenceModule, "sft": SFTModule, "reward": RewardModule}
 
 
 def quiet() -> None:
@@ -75,8 +70,19 @@ class SPLCommand(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         strict: dict[str, Any] = {"allow_abbrev": False}
         quiet()
+        named = setting_ahead(args, "task")
+        self.task: Task = next((task for task in MODULES if task == named), "preference")  # the parser refuses others
+        self.groups: dict[str, type] = {
+            "model": MODULES[self.task],
+            "data": PreferenceDataModule,
+            "trainer": Trainer,
+            "checkpoint": Checkpoints,
+            "export": Export,
+            **({"reference": ReferenceCache} if self.task == "preference" else {}),
+            **({"samples": PolicySampler} if MODULES[self.task].writes_replies else {}),
+        }
         super().__init__(
-            PreferenceModule,
+            MODULES[self.task],
             PreferenceDataModule,
             save_config_callback=None,
             seed_everything_default=0,
@@ -114,10 +120,16 @@ class SPLCommand(LightningCLI):
         parser.add_argument(
             "--allow_changes", action="store_true", help="Go on with other settings or data than before."
         )
-        parser.add_lightning_class_args(Checkpoints, "checkpoint")
-        parser.add_lightning_class_args(Export, "export")
-        parser.add_lightning_class_args(ReferenceCache, "reference")
-        parser.add_lightning_class_args(PolicySampler, "samples")
+        parser.add_argument(
+            "--task",
+            type=Task,
+            default="preference",
+            help="What is trained: a policy on preferences, a policy to write replies (sft), or a reward model. The "
+            "settings of the model are of the task: spl fit --task sft --help.",
+        )
+        for name, kind in self.groups.items():
+            if issubclass(kind, Callback):
+                parser.add_lightning_class_args(kind, name)
 
     @property
     def settings(self) -> Any:
@@ -126,7 +138,7 @@ class SPLCommand(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.settings
-        check_groups(settings, _GROUPS)
+        check_groups(settings, self.groups)
         check_accumulation(settings)
         self.output = Path(settings.output or _default_output(settings.config))
         if settings.trainer.default_root_dir:

@@ -83,7 +83,10 @@ class SlicedWeights:
 
     def read(self, device: torch.device) -> None:
         """Fill the sharded model, each process reading its own rows."""
+        held = set(self.model.modules())
         for slot in self.slots:
+            if held.isdisjoint(module for module, _ in slot.places):
+                continue  # another head took its place
             # Opened anew for each, since pages of a mapped file that were read count as memory until it is closed.
             with safe_open(self.files[slot.name], "pt") as file:
                 rows = file.get_slice(slot.name)

@@ -69,6 +69,7 @@ def load_policy(
     lora_targets: str | list[str] = "all-linear",
     lora_layer: type[nn.Module] | None = None,
     gradient_checkpointing: bool = False,
+    scalar_head: bool = False,
     model: Any = None,
     revision: str | None = None,
     trust_remote_code: str | None = None,
@@ -76,7 +77,9 @@ def load_policy(
     """A causal language model to train, with fresh LoRA adapters, or whole where `lora_rank` is 0.
 
     Fresh adapters change nothing, so with them off the model is the reference. `lora_layer` takes the place of peft's
-    own layer around an `nn.Linear`. `model` is the model where it is made already, perhaps without its weights.
+    own layer around an `nn.Linear`. With `scalar_head` one number, 0 before training, takes the place of the
+    vocabulary's logits, as a reward model has it. `model` is the model where it is made already, perhaps without its
+    weights.
 
     Raises:
         UserError: there is no such model, or its weights are not in safetensors (or .gguf) form.
@@ -88,6 +91,7 @@ def load_policy(
         # transformers 5.24 renamed it.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    head = _set_scalar_head(model, getattr(torch, dtype)) if scalar_head else None
     if lora_rank:
         named = isinstance(lora_targets, str) and lora_targets != "all-linear"
         targets = [str(lora_targets)] if named else lora_targets
@@ -100,7 +104,18 @@ def load_policy(
             model = get_peft_model(model, lora)
         except ValueError as error:
             raise UserError(f"model.lora_targets {lora_targets!r} does not fit the model: {error}") from error
+    if head is not None:
+        head.requires_grad_(True)  # also beside adapters
     return _without_dropout(model).train()
+
+
+def _set_scalar_head(model: Any, dtype: torch.dtype) -> nn.Module:
+    hidden = model.get_output_embeddings().weight.shape[1]
+    head = nn.Linear(hidden, 1, bias=False, dtype=dtype)
+    nn.init.zeros_(head.weight)
+    model.set_output_embeddings(head)
+    model.config.tie_word_embeddings = False
+    return head
 
 
 def load_model(

@@ -11,6 +11,7 @@ from spl.planning.gpus import GPUS
 from spl.planning.planner import Options, Planner
 from spl.planning.show import show
 from spl.settings import check_accumulation
+from spl.types import UserError
 
 
 class PlanCommand(SPLCommand):
@@ -18,6 +19,11 @@ class PlanCommand(SPLCommand):
 
     def __init__(self, args: list[str]) -> None:
         super().__init__(["fit", *args[1:]])
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        if self.task != "preference":
+            raise UserError(f"spl plan knows runs on preferences alone, not the task {self.task}.")
+        super().parse_arguments(parser, args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)

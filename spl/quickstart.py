@@ -102,7 +102,7 @@ def run(ladder: Ladder) -> list[Record]:
     reference_folder = ladder.output / "reference"
 
     console.print(f"[bold]1/3 Warm-up[/]: {ladder.warmup_steps} steps towards answering with a listed word, evenly.")
-    warmup = SFTModule(ladder.model, lr=ladder.warmup_lr, warmup=0.1, betas=BETAS)
+    warmup = SFTModule(ladder.model, weighting="response", lr=ladder.warmup_lr, warmup=0.1, betas=BETAS)
     examples = _examples(warmup)
     warmup.configure_model()
     base = _ask(warmup, examples, 0)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from spl.models import TINY, from_pretrained, load_model, load_tokenizer, take_over
 from spl.types import UserError
@@ -61,28 +62,74 @@ def set_padding(tokenizer: Any) -> None:
     tokenizer.pad_token = next((token for token in choices if token not in (None, eos)), eos)
 
 
-def as_classifier(model: Any, head: Tensor, pad_token_id: int) -> Any:
-    """A causal language model's network under a head [1, H], as transformers' sequence-classification model.
+def save_reward_model(model: nn.Module, tokenizer: Any, folder: Path, texts: list[str], rewards: Tensor) -> float:
+    """Write a causal language model with a scalar head as a reward model's folder, load it, and compare the two.
 
-    It shares the weights. `model` may be on the meta device.
+    Args:
+        model: perhaps with adapters, which are merged.
+        tokenizer: with a padding token, see `set_padding`.
+        folder: to write.
+        texts: that the folder's model scores in one padded batch.
+        rewards: [N] that the model gives them.
+
+    Returns:
+        The largest difference of the rewards.
 
     Raises:
-        UserError: transformers has no such model of one number for this architecture.
+        RuntimeError: they differ by more than rounding.
+    """
+    merged: Any = copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
+    head = merged.get_output_embeddings().weight.detach().clone()
+    as_classifier(merged, head, tokenizer.pad_token_id).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    again: Any = AutoModelForSequenceClassification.from_pretrained(folder)
+    again = again.to(device=rewards.device, dtype=head.dtype).eval()
+    encoded = AutoTokenizer.from_pretrained(folder)(texts, padding=True, padding_side="right", return_tensors="pt")
+    rows = {name: encoded[name].to(rewards.device) for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        found = again(**rows).logits[:, 0].float()
+        largest = getattr(again, again.base_model_prefix)(**rows).last_hidden_state.abs().max().item()
+    gap = float((found - rewards).abs().max())
+    units = 64 if head.dtype == torch.float32 else 8
+    if not gap <= units * torch.finfo(head.dtype).eps * largest * head.abs().sum().item():
+        raise RuntimeError(f"the model saved in {folder} differs from the trained one: its rewards by {gap:.3g}")
+    return gap
+
+
+def as_classifier(model: Any, head: Tensor, pad_token_id: int) -> Any:
+    """A causal language model's network under a head [1, H], as a reward model; it shares the weights.
+
+    Raises:
+        UserError: as `empty_classifier`.
+    """
+    found, name = empty_classifier(model, pad_token_id)
+    take_over(getattr(found, found.base_model_prefix), model.base_model)
+    owner, _, leaf = name.rpartition(".")
+    setattr(found.get_submodule(owner), leaf, nn.Parameter(head))
+    return found
+
+
+def empty_classifier(model: Any, pad_token_id: int) -> tuple[Any, str]:
+    """transformers' sequence-classification model of one label for a language model, on the meta device.
+
+    Also the name of its head's weights.
+
+    Raises:
+        UserError: there is none for this architecture.
     """
     config = copy.deepcopy(model.config)
     config.num_labels = 1
     config.get_text_config().pad_token_id = pad_token_id
-    kind = type(model).__name__
     try:
         with torch.device("meta"):
             found: Any = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     except ValueError as error:
-        raise UserError(f"transformers knows no sequence classification for {kind}, so no reward model.") from error
-    network = getattr(found, found.base_model_prefix)
+        raise UserError(
+            f"transformers knows no sequence classification for {config.model_type}, so it can be no reward model."
+        ) from error
     own = [name for name in found.state_dict() if not name.startswith(f"{found.base_model_prefix}.")]
-    if len(own) != 1 or found.get_parameter(own[0]).shape != head.shape:
-        raise UserError(f"transformers' sequence classification for {kind} has another head than one number's weights.")
-    take_over(network, model.base_model)
-    owner, _, leaf = own[0].rpartition(".")
-    setattr(found.get_submodule(owner), leaf, nn.Parameter(head))
-    return found
+    if len(own) != 1 or found.get_parameter(own[0]).shape != (1, config.get_text_config().hidden_size):
+        raise UserError(
+            f"transformers' sequence classification for {config.model_type} has another head than one number's weights."
+        )
+    return found, own[0]

@@ -58,6 +58,27 @@ def in_one_sentence(message: str) -> str:
     return sentence if len(sentence) <= MOST_SAID else f"{sentence[: MOST_SAID - 100]} ... {sentence[-95:]}"
 
 
+def setting_ahead(args: list[str], name: str) -> str | None:
+    """A setting of the top level before the parser exists, which depends on it; None where it is not given.
+
+    The last one counts, of the command line and the files that it names; what cannot be read is left to the parser.
+    """
+    found: str | None = None
+    for k, word in enumerate(args):
+        option, equals, value = word.partition("=")
+        if not equals:
+            value = args[k + 1] if k + 1 < len(args) else ""
+        if option == f"--{name}":
+            found = value
+        elif option == "--config":
+            try:
+                content = load_settings(Path(value).read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                continue
+            found = content.get(name, found) if isinstance(content, dict) else found
+    return found
+
+
 class Parser(LightningArgumentParser):
     """Says what is wrong in one sentence, without a page of usage before it."""
 

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "checkpoints": TYPES | {"disk"},
     "resume": TYPES | {"checkpoints"},
     "data": TYPES | {"disk", "secrets"},
-    "modules": TYPES | {"checkpoints", "disk", "models", "loading", "logprobs", "objective", "secrets", "trust"},
+    "modules": TYPES
+    | {"checkpoints", "disk", "models", "reward_models", "loading", "logprobs", "objective", "secrets", "trust"},
     "planning": TYPES | {"models", "data", "modules", "trust"},
     "callbacks": TYPES | {"checkpoints", "disk", "encoder", "metrics", "sampling", "secrets"},
     "evaluation": TYPES

@@ -25,7 +25,7 @@ class _Panel(NamedTuple):
 
 _FIRST, _SHARE = "probability that the first is preferred", "share of raters who prefer it"
 _PANELS = {  # by prefix of the logged names
-    "": _Panel(r"Implicit: $\sigma$(margin)", _FIRST, _SHARE, "comparisons"),
+    "": _Panel(r"Rewards: $\sigma$(margin)", _FIRST, _SHARE, "comparisons"),
     "generative_": _Panel(r"Generative: $\sigma(\Delta\,\log\,\pi)$", _FIRST, _SHARE, "comparisons"),
     "choice_": _Panel("Multiple choice", "probability of the top answer", "share right", "questions"),
 }
@@ -38,7 +38,8 @@ class CalibrationMonitor(HeldOutMonitor):
     `val/ece`, `val/ece_equal_mass`, `val/brier` and `val/log_loss` are of the implicit preference, sigma(margin), their
     `generative_` siblings of sigma(log pi(y_i) - log pi(y_j)), both against the shares of raters; where shares are
     neither 0, 1/2 nor 1 also `share_gap` and `share_correlation`. Each comparison counts in both directions, see
-    `spl.metrics.calibration.ComparisonCalibration`. A module without margins (SFT) gets the generative ones.
+    `spl.metrics.calibration.ComparisonCalibration`. A module without margins (SFT) gets the generative ones, a reward
+    model those of its own margins.
 
     The `choice_` figures are of the answers that the data module's `choice_batches()` yields as (batch, answers): an
     example a question, its responses the possible answers, `answers` the indices of the right ones. Each process yields
@@ -67,10 +68,11 @@ class CalibrationMonitor(HeldOutMonitor):
         if not finite(outputs):
             return
         first, second = batch.comparisons.unbind(1)
-        logps = outputs["policy_logps"]
-        margins = outputs["margins"] if "margins" in outputs else logps[:0]
+        none = batch.shares[:0]  # of a module that has no such numbers
+        margins, logps = outputs.get("margins", none), outputs.get("policy_logps")
+        differences = none if logps is None else logps[first] - logps[second]
         self.comparisons[""].update(margins, batch.shares[: len(margins)])
-        self.comparisons["generative_"].update(logps[first] - logps[second], batch.shares)
+        self.comparisons["generative_"].update(differences, batch.shares[: len(differences)])
 
     on_test_batch_end = on_validation_batch_end
 

@@ -1,4 +1,4 @@
-"""The trained policy as a Hugging Face folder."""
+"""What was trained as a Hugging Face folder."""
 
 import logging
 from pathlib import Path
@@ -14,10 +14,13 @@ log = logging.getLogger(__name__)
 
 
 class Export(Callback):
-    """Writes `export/` when training has ended, loads it again, and compares its logits with the trained model's.
+    """Writes `export/` when training has ended, loads it again, and compares it with the trained model.
+
+    A policy's logits are compared, a reward model's rewards.
 
     Args:
-        format: "merged" loads with AutoModelForCausalLM, "adapter" with PeftModel on the same base; "none" skips.
+        format: "merged" loads with AutoModelForCausalLM (a reward model with AutoModelForSequenceClassification),
+            "adapter" with PeftModel on the same base; "none" skips.
     """
 
     def __init__(self, format: Literal["merged", "adapter", "none"] = "merged") -> None:
@@ -28,6 +31,8 @@ class Export(Callback):
             raise UserError(
                 "export.format is adapter, but all weights are trained (model.lora_rank 0): set it to merged."
             )
+        if stage == "fit" and self.format == "adapter" and not getattr(pl_module, "writes_replies", True):
+            raise UserError("export.format is adapter, but a reward model is written whole: set it to merged.")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
@@ -43,7 +48,7 @@ class Export(Callback):
             ) from error
         if gap is not None:
             log.info(
-                "Exported %s (%s); loaded again, its logits are within %.2g of the trained model's.",
+                "Exported %s (%s); loaded again, what it gives is within %.2g of the trained model.",
                 folder,
                 self.format,
                 gap,

@@ -1,4 +1,4 @@
-"""How implicit rewards and margins are spread over held-out comparisons, and how that moves."""
+"""How rewards and margins are spread over held-out comparisons, and how that moves."""
 
 import logging
 from typing import Any
@@ -32,7 +32,8 @@ class RewardMonitor(HeldOutMonitor):
     The picture `rewards` shows the implicit rewards alpha log pi - beta log pi_ref of chosen and of rejected responses
     as they are. They are only defined up to a constant of the prompt, and where alpha is not beta a longer response has
     a lower one, so these two histograms say little by themselves; in the margins beside them, the difference within
-    each comparison, the constant cancels. Both show the run's first validation too.
+    each comparison, the constant cancels. Both show the run's first validation too. Of a reward model the rewards are
+    its own.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class RewardMonitor(HeldOutMonitor):
     ) -> None:
         if "margins" not in outputs:
             if not self.warned:
-                log.warning("RewardMonitor needs the implicit rewards of PreferenceModule: this run has none to show.")
+                log.warning("RewardMonitor needs rewards of replies: this run has none to show.")
             self.warned = True
             return
         first, second = batch.comparisons.unbind(1)
@@ -77,7 +78,8 @@ class RewardMonitor(HeldOutMonitor):
         found = [quantiles(row, _LEVELS) for row in spread.counts]
         self.keep_first(trainer, found)
         if trainer.is_global_zero:
-            log_figure(trainer, "rewards", self._draw(spread, found, trainer.global_step))
+            kind = "implicit reward" if getattr(pl_module, "task", "") == "preference" else "reward"
+            log_figure(trainer, "rewards", self._draw(spread, found, trainer.global_step, kind))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(pl_module, "test")
@@ -94,7 +96,7 @@ class RewardMonitor(HeldOutMonitor):
             pl_module.log(f"{stage}/rewards/{name}", spread.figures[name])
         return spread
 
-    def _draw(self, spread: RewardSpread, found: list[list[float]], step: int) -> Figure:
+    def _draw(self, spread: RewardSpread, found: list[list[float]], step: int, kind: str) -> Figure:
         first: list[list[float]] = self.first if step > self.first_step and self.first else []
         figure = Figure(figsize=(9.6, 3.9), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -109,7 +111,7 @@ class RewardMonitor(HeldOutMonitor):
         _outline(right, first[2:], edges, [then])
         right.axvline(0, color=_TEXT, linewidth=0.8)
         accuracy, sd = spread.figures["accuracy"], spread.figures["margins_sd"]
-        _finish(left, f"Implicit rewards at step {step:,}", "implicit reward (nats)", "responses (%)")
+        _finish(left, f"{kind.capitalize()}s at step {step:,}", f"{kind} (nats)", "responses (%)")
         decided = int(spread.figures["decided"])
         title = f"Margins: {accuracy:.1%} right of {decided:,}, sd {sd:.2g}"
         _finish(right, title, "chosen \N{MINUS SIGN} rejected (nats)", "comparisons (%)")

@@ -135,6 +135,9 @@ class PolicySampler(Callback):
 
     def _choose_prompts(self, trainer: Trainer) -> list[tuple[int, Prompt]]:
         """The prompts that this process draws for; empty where there are none."""
+        if not getattr(trainer.lightning_module, "writes_replies", True):
+            log.warning("No samples are drawn, so what monitors show of them is left out: a reward model writes none.")
+            return []
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "prompts"):
             log.warning(

@@ -53,10 +53,10 @@ class StartReport(Callback):
 
 def _check_first(module: Any, batch: PreferenceBatch) -> None:
     """Say what the first loss will be, and whether the policy starts as its reference."""
-    expected, gap = module.start_check(batch)
+    expected, gap, note = module.start_check(batch)
     module.check_start(math.isfinite(expected), batch, "first")
     agree = "" if gap is None else f"; policy and reference agree to {gap:.1g} nats a token"
-    log.info("Expected first loss: %.4f (log 2 = 0.6931 only where alpha = beta)%s.", expected, agree)
+    log.info("Expected first loss: %.4f (%s)%s.", expected, note, agree)
     if gap is not None and gap > 1e-3:
         log.warning("Policy and reference differ by %.2g nats a token before step 1: they should be one.", gap)
 

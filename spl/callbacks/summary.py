@@ -29,8 +29,8 @@ GROUPS = {
     },
     "diversity": {"distinct_2": "", "self_bleu": "", "cosine_distance": "", "vendi": "", "unique_answers": ""},
     "length": {"length": "tokens", "eos_rate": "of replies", "truncation_rate": "of replies"},
+    "training": {"loss": "", "perplexity": "a token"},
     "preference": {
-        "loss": "",
         "rewards/accuracies": "",
         "rewards/margins": "",
         "logps/chosen_per_token": "nats a token",

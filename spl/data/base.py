@@ -164,6 +164,8 @@ class PreferenceDataModule(LightningDataModule):
         if stage in ("validate", "test") and not self.val:
             raise UserError("there is no held-out data: set data.val_path, data.val_split or data.val_size.")
         hp = self.hparams
+        if hp["multiple_choice"] and self.encoder.task == "reward":
+            raise UserError("data.multiple_choice asks for letters, which a reward model does not write: leave it out.")
         if hp["multiple_choice"] and stage != "predict" and not self._choices:
             questions = named_source(hp["multiple_choice"], "validation")
             self._choices = encode_choices(questions, self.encoder, hp["num_choice_questions"], hp["seed"])
@@ -300,5 +302,6 @@ class PreferenceDataModule(LightningDataModule):
         return rows
 
     def decoded_example(self) -> str:
-        """The first training example's first response as the model sees it, its scored span marked."""
-        return self.encoder.encoder.decode_marked(self._training.examples[0])
+        """The first training example as the model sees it, its scored spans marked; of several replies the first."""
+        example = self._training.examples[0]
+        return self.encoder.encoder.decode_marked(example, 0 if example.comparisons else -1)

@@ -138,14 +138,24 @@ class Encoder:
         return self._apply(turns, generate=True)
 
     def decode_marked(self, encoded: EncodedExample, response: int = 0) -> str:
-        """The text the model sees, special tokens too, with «the scored span» marked; a long prompt is shortened."""
-        ids, start = encoded.sequences[response], encoded.starts[response]
-        prompt, text = self._decode(ids[:start]), self._decode(ids)
-        # Some decoders drop a space that begins a text, so the scored part is taken from the whole.
-        scored = text[len(prompt) :] if text.startswith(prompt) else self._decode(ids[start:])
-        if len(prompt) > 1000:
-            prompt = f"{prompt[:400]} [... {len(prompt) - 800:,} characters ...] {prompt[-400:]}"
-        return f"{prompt}«{scored}»"
+        """The text the model sees, special tokens too, with «the scored span» marked; a long prompt is shortened.
+
+        Responses that lie on the way to this one, as the turns of a conversation do, are marked too.
+        """
+        ids, text, end = encoded.sequences[response], "", 0
+        for sequence, start in sorted(zip(encoded.sequences, encoded.starts, strict=True), key=lambda s: len(s[0])):
+            if ids[: len(sequence)] == sequence:
+                last = len(sequence) - self.reads_end
+                prompt = self._text_between(ids, end, start)
+                if len(prompt) > 1000:
+                    prompt = f"{prompt[:400]} [... {len(prompt) - 800:,} characters ...] {prompt[-400:]}"
+                text, end = f"{text}{prompt}«{self._text_between(ids, start, last)}»", last
+        return text
+
+    def _text_between(self, ids: tuple[int, ...], start: int, end: int) -> str:
+        before, text = self._decode(ids[:start]), self._decode(ids[:end])
+        # Some decoders drop a space that begins a text, so the part is taken from the whole.
+        return text[len(before) :] if text.startswith(before) else self._decode(ids[start:end])
 
     def _decode(self, ids: tuple[int, ...]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

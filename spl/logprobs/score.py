@@ -127,12 +127,21 @@ def plain_attention(model: nn.Module) -> str:
     return "sdpa" if base._supports_sdpa and not capped else "eager"
 
 
-@torch.no_grad()
 def gap_to_plain(model: nn.Module, batch: PreferenceBatch, chunk: int = 512, backend: Backend = "auto") -> float:
     """Largest difference, in nats, between the forest's per-token log-probabilities and the plain definition's.
 
-    Measured without dropout; infinite where either is not a number. A model that cannot take a forest gives a large
-    gap, or raises whatever its own code raises.
+    Infinite where either is not a number. Raises as `both_ways` does.
+    """
+    fast, plain = both_ways(model, lambda scorer: score(model, batch, scorer, chunk, backend).per_token_logps)
+    gap = (fast - plain).abs().max().item()
+    return math.inf if math.isnan(gap) else gap
+
+
+@torch.no_grad()
+def both_ways(model: nn.Module, compute: Callable[[str], Tensor]) -> tuple[Tensor, Tensor]:
+    """What a function of the scorer's name gives by "forest" and by "plain", without dropout.
+
+    A model that cannot take a forest gives other numbers, or raises whatever its own code raises.
 
     Raises:
         TypeError: a kind of layer whose difference short examples need not show, such as attention within chunks.
@@ -142,11 +151,10 @@ def gap_to_plain(model: nn.Module, batch: PreferenceBatch, chunk: int = 512, bac
         raise TypeError(f"the forest knows no layers of type {', '.join(sorted(unknown))}")
     with _evaluating(model):
         with attention(base, FOREST):
-            fast = score(model, batch, "forest", chunk, backend).per_token_logps
+            fast = compute("forest")
         with attention(base, plain_attention(model)):
-            plain = score(model, batch, "plain").per_token_logps
-    gap = (fast - plain).abs().max().item()
-    return math.inf if math.isnan(gap) else gap
+            plain = compute("plain")
+    return fast, plain
 
 
 @contextmanager

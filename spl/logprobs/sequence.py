@@ -25,9 +25,7 @@ def unpack(batch: PreferenceBatch) -> list[tuple[Tensor, int]]:
     return sequences
 
 
-def sequence_logps(
-    model: nn.Module, batch: PreferenceBatch, rows: int = 8, temperature: float = 1.0
-) -> ResponseLogps:
+def sequence_logps(model: nn.Module, batch: PreferenceBatch, rows: int = 8, temperature: float = 1.0) -> ResponseLogps:
     """Log-probabilities of the batch's responses at a token temperature, `rows` right-padded sequences at a time.
 
     Padding stands right of every scored token, so under a causal mask it changes nothing.

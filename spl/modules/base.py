@@ -1,27 +1,130 @@
-"""What every module that trains a policy shares: the optimiser, checkpoints of what trains, the export."""
+"""What every module that trains a policy shares: the step, the optimiser, checkpoints of what trains, the export."""
 
 import math
 import zipfile
+from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from spl.checkpoints import read
 from spl.models import ExportFormat, load_policy, save_policy, whole
+from spl.modules.figures import SHOWN, Figures, HeldOutMeans, over_processes
 from spl.modules.flops import matrix_sizes, step_flops
+from spl.modules.memory import Memory, Setup, peak_memory
 from spl.modules.non_finite import NonFiniteLossError, all_agree, all_finite, check_start
 from spl.modules.policy import Policy
+from spl.modules.shape import shape_of
 from spl.modules.sharding import is_sharded
 from spl.secrets import without_secrets
 from spl.types import PreferenceBatch, UserError
 
 
+class StartCheck(NamedTuple):
+    """What the first step should find."""
+
+    expected_loss: float  # of a batch before step 1
+    gap: float | None  # largest |log pi - log pi_ref| a token; None without a reference
+    note: str  # what to read the loss against
+
+
 class PolicyModule(Policy):
-    """A policy and its training; `Policy` lists the settings."""
+    """A policy and its training; `Policy` lists the settings.
+
+    A module says how a batch is evaluated and what figures are shown of it; the step is the same in all.
+    """
+
+    means: HeldOutMeans
+
+    @abstractmethod
+    def evaluate(self, batch: PreferenceBatch, stage: str) -> tuple[Any, Tensor]:
+        """What a step returns of a batch, a TypedDict with at least `loss` [] and `objective` [], and losses [B].
+
+        `loss` carries the gradient, `objective` is the figure that people see, detached.
+        """
+
+    @abstractmethod
+    def figures_of(self, output: Any, batch: PreferenceBatch, stage: str) -> Figures:
+        """Of what `evaluate` gives."""
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Any:
+        return self._shared_step(batch, "train")
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> Any:
+        return self._shared_step(batch, "val")
+
+    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> Any:
+        return self._shared_step(batch, "test")
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> Any:
+        return self.evaluate(batch, "predict")[0]
+
+    def _shared_step(self, batch: PreferenceBatch, stage: str) -> Any:
+        output, losses = self.evaluate(batch, stage)
+        figures = self.figures_of(output, batch, stage)
+        if stage == "train":
+            output["loss"] = self.guard.note(batch, losses, output["loss"])
+            for name, value in over_processes(figures).items():
+                self.log(f"train/{name}", value, batch_size=batch.num_examples, prog_bar=name in SHOWN)
+        else:
+            self.means.add(figures, self.held_out.is_finite(batch, losses))
+        return output
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_means("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_means("test")
+
+    def _log_means(self, stage: str) -> None:
+        self.log(f"{stage}/non_finite", self.held_out.end())
+        for name, value in self.held_out_figures().items():
+            self.log(f"{stage}/{name}", value, prog_bar=name in SHOWN)
+
+    def held_out_figures(self) -> dict[str, Tensor]:
+        """Over all held-out batches and processes; begins anew."""
+        return self.means.end()
+
+    @abstractmethod
+    def loss_of(self, batch: PreferenceBatch) -> Tensor:
+        """The loss of a batch, with its graph; logs nothing."""
+
+    @abstractmethod
+    def start_check(self, batch: PreferenceBatch) -> StartCheck:
+        """Evaluate a batch before training."""
+
+    def needs_reference_copy(self, batch: PreferenceBatch) -> bool:
+        """Whether a second model is held when a step runs on a batch."""
+        return False
+
+    def peak_memory(self, batch: PreferenceBatch) -> Memory:
+        """Estimated bytes on one device of a training step on a batch."""
+        return peak_memory(shape_of(self.policy), batch, self._memory_setup(batch))
+
+    def _memory_setup(self, batch: PreferenceBatch) -> Setup:
+        trainer = self._trainer
+        strategy = None if trainer is None else trainer.strategy
+        sharded, copied = is_sharded(self.policy), isinstance(strategy, DDPStrategy)
+        return Setup(
+            layout="fsdp" if sharded else "ddp" if copied else "single",
+            devices=1 if trainer is None else trainer.world_size,
+            mixed=trainer is not None and trainer.precision == "bf16-mixed",
+            checkpointing=self.hparams["gradient_checkpointing"],
+            reference_copy=self.needs_reference_copy(batch),
+            reshards=getattr(strategy, "reshard_after_forward", True),
+            sums_whole=trainer is not None
+            and trainer.accumulate_grad_batches > 1
+            and not getattr(strategy, "reduce_every_micro_batch", False),
+            cpu_offload=getattr(strategy, "cpu_offload", False),
+            head_chunk=self.hparams["head_chunk"],
+            backend=self.backend,
+            cuda=self.device.type == "cuda",
+        )
 
     def on_train_start(self) -> None:
         self.guard.begin()
@@ -127,25 +230,23 @@ class PolicyModule(Policy):
             data.convert_progress(checkpoint)
 
     def export(self, folder: Path, export_format: ExportFormat) -> float | None:
-        """Write the policy as a Hugging Face folder and check it; see `spl.models.save_policy`. For all processes.
+        """Write what was trained as a Hugging Face folder and check it; see `_save`. For all processes.
 
         Returns:
-            The largest difference of the logits, where this process wrote the folder.
+            The largest difference of the numbers that both give, where this process wrote the folder.
         """
-        text = self.tokenizer("The quick brown fox jumps over the lazy dog.", return_tensors="pt")
-        ids = text["input_ids"].to(self.device)
         if is_sharded(self.policy):
-            return self._export_gathered(folder, export_format, ids)
+            return self._export_gathered(folder, export_format)
         if self.global_rank:
             return None
         with self.generating():
-            return save_policy(self.policy, self.tokenizer, folder, export_format, ids)
+            return self._save(self.policy, folder, export_format, self._answers())
 
     @torch.no_grad()
-    def _export_gathered(self, folder: Path, export_format: ExportFormat, ids: Tensor) -> float | None:
+    def _export_gathered(self, folder: Path, export_format: ExportFormat) -> float | None:
         """The same of a sharded policy, gathered in the first process's memory, tensor by tensor."""
         with self.generating(), self.trainer.precision_plugin.forward_context():
-            logits = self.policy(input_ids=ids).logits.cpu()
+            answers = self._answers().cpu()
         trained: dict[str, Tensor] = {}
         for name, parameter in self.policy.named_parameters():
             if parameter.requires_grad:
@@ -155,4 +256,18 @@ class PolicyModule(Policy):
             return None
         policy = self._load(load_policy).eval()
         policy.load_state_dict(trained, strict=False)
-        return save_policy(policy, self.tokenizer, folder, export_format, ids.cpu(), logits)
+        return self._save(policy, folder, export_format, answers)
+
+    @torch.no_grad()
+    def _answers(self) -> Tensor:
+        """Numbers of the trained model that those of its folder are held to."""
+        logits: Tensor = self.policy(input_ids=self._probe()).logits
+        return logits
+
+    def _probe(self) -> Tensor:
+        ids: Tensor = self.tokenizer("The quick brown fox jumps over the lazy dog.", return_tensors="pt")["input_ids"]
+        return ids.to(self.device)
+
+    def _save(self, policy: nn.Module, folder: Path, export_format: ExportFormat, answers: Tensor) -> float:
+        """Write a model and hold what it loads to the answers; see `spl.models.save_policy`."""
+        return save_policy(policy, self.tokenizer, folder, export_format, self._probe().to(answers.device), answers)

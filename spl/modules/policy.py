@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning import LightningModule
@@ -23,7 +23,7 @@ from spl.modules.non_finite import HeldOutGuard, OnNonFinite, StepGuard
 from spl.modules.sharding import ShardedStrategy
 from spl.secrets import without_secrets
 from spl.trust import check_trust, runs_own_code
-from spl.types import PreferenceBatch, ResponseLaws, ResponseLogps, UserError
+from spl.types import PreferenceBatch, ResponseLaws, ResponseLogps, Task, UserError
 
 Schedule = Literal["constant", "linear", "cosine"]
 Scorer = Literal["auto", "forest", "plain"]
@@ -60,6 +60,8 @@ class Policy(LightningModule):
     """
 
     policy: nn.Module
+    task: ClassVar[Task] = "preference"  # what is learned from a row of the data
+    writes_replies: ClassVar[bool] = True  # it can be sampled from
 
     def __init__(
         self,
@@ -162,17 +164,18 @@ class Policy(LightningModule):
             lora_targets=hp["lora_targets"],
             lora_layer=FusedLinear,
             gradient_checkpointing=hp["gradient_checkpointing"],
+            scalar_head=self.task == "reward",
             revision=hp["revision"],
             trust_remote_code=hp["trust_remote_code"],
         )
 
-    def score(self, batch: PreferenceBatch, model: nn.Module | None = None) -> ResponseLogps:
+    def score(self, batch: PreferenceBatch, model: nn.Module | None = None, temperature: float = 1.0) -> ResponseLogps:
         """Log-probabilities of the batch's responses under the policy, or under another model of its kind."""
         model = self.policy if model is None else model
         if self.scorer == "auto":
             self._choose_scorer(batch)
         prepare(model, self.scorer)
-        return score(model, batch, self.scorer, self.hparams["head_chunk"], self.backend)
+        return score(model, batch, self.scorer, self.hparams["head_chunk"], self.backend, temperature)
 
     @property
     def has_reference(self) -> bool:
@@ -219,7 +222,7 @@ class Policy(LightningModule):
     def _choose_scorer(self, batch: PreferenceBatch) -> None:
         """Hold the fast scorer to the plain one on two real examples."""
         low = torch.is_autocast_enabled(self.device.type) or next(self.policy.parameters()).dtype == torch.bfloat16
-        allowed = 0.25 if low else 1e-3
+        allowed, unit = self._allowed_gap(low)
         # "auto" may have taken a kernel that does not suit the model; sdpa suits all that attend at all.
         fallback: tuple[Backend, ...] = ("sdpa",) if self.backend == "auto" and self.device.type == "cuda" else ()
         for backend in (self.backend, *fallback):
@@ -227,19 +230,30 @@ class Policy(LightningModule):
             if gap <= allowed:
                 self.backend = backend
                 break
-            log.info("Attention %s: off by %.2g nats a token%s.", backend, gap, reason)
+            log.info("Attention %s: off by %.2g %s%s.", backend, gap, unit, reason)
         self.scorer = "forest" if gap <= allowed else "plain"
         kind = type(base_of(self.policy)).__name__
         if self.scorer == "forest":
-            log.info("Scorer: forest, every distinct token once; within %.2g nats a token of the plain one.", gap)
+            log.info("Scorer: forest, every distinct token once; within %.2g %s of the plain one.", gap, unit)
         else:
-            log.warning("Scorer: plain, since the forest differs by %.2g nats a token on %s%s.", gap, kind, reason)
+            log.warning("Scorer: plain, since the forest differs by %.2g %s on %s%s.", gap, unit, kind, reason)
+
+    def _allowed_gap(self, low: bool) -> tuple[float, str]:
+        """Between the scorers, and its unit.
+
+        Args:
+            low: products are taken in bfloat16.
+        """
+        return 0.25 if low else 1e-3, "nats a token"
+
+    def _gap_to_plain(self, batch: PreferenceBatch, backend: Backend) -> float:
+        return gap_to_plain(self.policy, batch, self.hparams["head_chunk"], backend)
 
     def _gap(self, batch: PreferenceBatch, backend: Backend) -> tuple[float, str]:
         """Between the scorers with a kernel, on two examples a process; infinite where the model refuses, and why."""
         reason = ""
         try:
-            gap = gap_to_plain(self.policy, first_examples(batch, 2), self.hparams["head_chunk"], backend)
+            gap = self._gap_to_plain(first_examples(batch, 2), backend)
         except UserError:
             raise  # of a kernel that was asked for and cannot run
         except Exception as error:  # an architecture may refuse in any way it likes

@@ -4,34 +4,23 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, SumMetric
 
 from spl.logprobs.cache import LogpCache
 from spl.logprobs.score import prepare
 from spl.models import fingerprint
-from spl.modules.base import PolicyModule
-from spl.modules.figures import MEANS, over_processes, preference_figures
-from spl.modules.memory import Memory, Setup, peak_memory
+from spl.modules.base import PolicyModule, StartCheck
+from spl.modules.figures import MEANS, Figures, HeldOutMeans, preference_figures
 from spl.modules.reference import Reference
-from spl.modules.shape import shape_of
 from spl.modules.sharding import is_sharded
 from spl.objective.divergences import Divergence
 from spl.objective.loss import LossTerms, SPLLoss
 from spl.types import PreferenceBatch, StepOutput
 
-_SHOWN = ("loss", "rewards/margins", "rewards/accuracies")  # in the progress bar
-
-
-class StartCheck(NamedTuple):
-    """What the first step should find."""
-
-    expected_loss: float  # of pi = pi_ref on a batch; log 2 only where alpha = beta and labels are hard
-    gap: float | None  # largest |log pi - log pi_ref| a token; None without a reference
+_NOTE = "log 2 = 0.6931 only where alpha = beta"
 
 
 class PreferenceModule(PolicyModule):
@@ -69,8 +58,7 @@ class PreferenceModule(PolicyModule):
     ) -> None:
         super().__init__(model, **kwargs)
         self.loss = SPLLoss(alpha, beta, global_temperature, label_smoothing, mass_weight, divergence, divergence_alpha)
-        self.means: Any = nn.ModuleDict({name: MeanMetric() for name in MEANS})
-        self.num = SumMetric()  # comparisons that accuracies are a mean of
+        self.means = HeldOutMeans(MEANS, {"rewards/accuracies": "rewards/num"})
         self.reference: Reference | None = None
         self.cache_folder: Path | None = None  # set before configure_model, by the callback ReferenceCache
 
@@ -122,33 +110,21 @@ class PreferenceModule(PolicyModule):
         loss = self.loss
         return loss.alpha / loss.beta if loss.beta and loss.divergence == "reverse_kl" else None
 
+    def needs_reference_copy(self, batch: PreferenceBatch) -> bool:
+        return self.reference is not None and self.reference.needs_copy(batch)
+
     def needs_reference(self, batch: PreferenceBatch) -> bool:
         """Not where its numbers are kept."""
         if self.reference is None or self.reference.cache is None:
             return self.reference is not None
         return self.reference.cache.get(batch.response_keys) is None
 
-    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> StepOutput:
-        return self._shared_step(batch, "train")
-
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> StepOutput:
-        return self._shared_step(batch, "val")
-
-    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> StepOutput:
-        return self._shared_step(batch, "test")
-
-    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> StepOutput:
-        return self._evaluate(batch)[0]
-
-    def _shared_step(self, batch: PreferenceBatch, stage: str) -> StepOutput:
+    def evaluate(self, batch: PreferenceBatch, stage: str) -> tuple[StepOutput, Tensor]:
         output, terms = self._evaluate(batch)
-        if stage == "train":
-            output["loss"] = self.guard.note(batch, terms.losses, output["loss"])
-            for name, value in over_processes(preference_figures(output, batch)).items():
-                self.log(f"train/{name}", value, batch_size=batch.num_examples, prog_bar=name in _SHOWN)
-        else:
-            self._count(output, batch, self.held_out.is_finite(batch, terms.losses))
-        return output
+        return output, terms.losses
+
+    def figures_of(self, output: StepOutput, batch: PreferenceBatch, stage: str) -> Figures:
+        return preference_figures(output, batch)
 
     def _evaluate(self, batch: PreferenceBatch) -> tuple[StepOutput, LossTerms]:
         reference = self.reference_logps(batch)  # first: the memory it needs is free again when the policy runs
@@ -170,30 +146,7 @@ class PreferenceModule(PolicyModule):
         )
         return output, terms
 
-    def _count(self, output: StepOutput, batch: PreferenceBatch, finite: bool) -> None:
-        """Add a held-out batch to the means; one that is not finite has no weight in them."""
-        figures = preference_figures(output, batch)
-        for name, (value, count) in figures.items():
-            self.means[name].update(*(value, count) if finite else (0.0, 0))
-        self.num.update(figures["rewards/accuracies"][1] if finite else 0)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_means("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_means("test")
-
-    def _log_means(self, stage: str) -> None:
-        """Over all batches and processes. (Lightning's own mean of logged values is off where these differ in size.)"""
-        self.log(f"{stage}/non_finite", self.held_out.end())
-        for name, mean in self.means.items():
-            self.log(f"{stage}/{name}", mean.compute(), prog_bar=name in _SHOWN)
-            mean.reset()
-        self.log(f"{stage}/rewards/num", self.num.compute())
-        self.num.reset()
-
     def loss_of(self, batch: PreferenceBatch) -> Tensor:
-        """The loss of a batch, with its graph; logs nothing."""
         return self._evaluate(batch)[1].loss
 
     @torch.no_grad()
@@ -202,33 +155,9 @@ class PreferenceModule(PolicyModule):
         reference = self.reference_logps(batch)
         policy = self.score(batch)
         if reference is None:
-            return StartCheck(self.loss(policy.logps, policy.logps, batch).loss.item(), None)
+            return StartCheck(self.loss(policy.logps, policy.logps, batch).loss.item(), None, _NOTE)
         gap = ((policy.logps - reference).abs() / policy.num_tokens).max().item()
-        return StartCheck(self.loss(reference, reference, batch).loss.item(), gap)
-
-    def peak_memory(self, batch: PreferenceBatch) -> Memory:
-        """Estimated bytes on one device of a training step on a batch."""
-        return peak_memory(shape_of(self.policy), batch, self._memory_setup(batch))
-
-    def _memory_setup(self, batch: PreferenceBatch) -> Setup:
-        trainer = self._trainer
-        strategy = None if trainer is None else trainer.strategy
-        sharded, copied = is_sharded(self.policy), isinstance(strategy, DDPStrategy)
-        return Setup(
-            layout="fsdp" if sharded else "ddp" if copied else "single",
-            devices=1 if trainer is None else trainer.world_size,
-            mixed=trainer is not None and trainer.precision == "bf16-mixed",
-            checkpointing=self.hparams["gradient_checkpointing"],
-            reference_copy=self.reference is not None and self.reference.needs_copy(batch),
-            reshards=getattr(strategy, "reshard_after_forward", True),
-            sums_whole=trainer is not None
-            and trainer.accumulate_grad_batches > 1
-            and not getattr(strategy, "reduce_every_micro_batch", False),
-            cpu_offload=getattr(strategy, "cpu_offload", False),
-            head_chunk=self.hparams["head_chunk"],
-            backend=self.backend,
-            cuda=self.device.type == "cuda",
-        )
+        return StartCheck(self.loss(reference, reference, batch).loss.item(), gap, _NOTE)
 
     def describe(self) -> dict[str, str]:
         reference = "none, since beta is 0" if self.reference is None else self.reference.describe()

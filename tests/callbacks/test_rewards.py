@@ -215,5 +215,5 @@ def test_a_module_without_rewards_is_told_once(tmp_path: Path, caplog: pytest.Lo
     )
     assert "val/rewards/saturated" not in run.callback_metrics
     assert [r.message for r in caplog.records if "RewardMonitor" in r.message] == [
-        "RewardMonitor needs the implicit rewards of PreferenceModule: this run has none to show."
+        "RewardMonitor needs rewards of replies: this run has none to show."
     ]

@@ -119,5 +119,5 @@ def test_the_padding_token_ends_no_reply() -> None:
 def test_an_architecture_without_classification() -> None:
     sizes = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     config = CohereConfig(**sizes, num_attention_heads=1, pad_token_id=0, eos_token_id=1)
-    with pytest.raises(UserError, match="no sequence classification for CohereForCausalLM"):
+    with pytest.raises(UserError, match="no sequence classification for cohere"):
         as_classifier(CohereForCausalLM(config), torch.zeros(1, 8), 0)

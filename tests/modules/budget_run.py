@@ -54,12 +54,14 @@ class Steps(Callback):
         self._batches.append(batch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        if not self.rows:
-            self.gradient = torch.cat([p.grad.flatten() for p in pl_module.parameters() if p.grad is not None])
         self.rows.append([batch.rows for batch in self._batches])
         self.tokens.append([batch.num_tokens for batch in self._batches])
         self.weights.append([batch.weight for batch in self._batches])
         self._batches = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if self.rows and not self.gradient.numel():  # as the step took it
+            self.gradient = torch.cat([p.grad.flatten() for p in pl_module.parameters() if p.grad is not None])
 
 
 def write_pairs(path: Path, count: int = 26) -> Path:
@@ -69,7 +71,7 @@ def write_pairs(path: Path, count: int = 26) -> Path:
         for k in range(count):
             size = int(200 ** draw.uniform(0.4, 0.95)) // 3
             texts = ["".join(draw.choices("abcdefgh ", k=size)) for _ in range(3)]
-            row = {"prompt": f"{k} {texts[0]}", "chosen": f"y{texts[1]}", "rejected": f"n{texts[2]}"}
+            row = {"prompt": f"{k} {texts[0]}", "responses": [f"y{texts[1]}", f"n{texts[2]}"], "ranking": [0, 1]}
             file.write(json.dumps(row) + "\n")
     return path
 

@@ -103,6 +103,7 @@ def test_two_processes_take_the_step_of_one(path: Path, tmp_path: Path) -> None:
     runs: dict[str, Any] = {
         "budget": {"batch_size": 4, "max_tokens": BUDGET},
         "full": {"kind": "full", "batch_size": 4, "max_tokens": BUDGET},
+        "sft": {"kind": "sft", "batch_size": 4, "max_tokens": BUDGET},
         "grouped": {"batch_size": 2, "accumulate": 2, "group_by_length": True},
     }
     (folder / "runs.json").write_text(json.dumps(runs))
@@ -111,7 +112,7 @@ def test_two_processes_take_the_step_of_one(path: Path, tmp_path: Path) -> None:
         [sys.executable, budget_run.__file__, str(folder)], capture_output=True, text=True, timeout=300, env=env
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    whole = {kind: run(folder / "pairs.jsonl", kind, batch_size=8)[0] for kind in ("lora", "full")}
+    whole = {kind: run(folder / "pairs.jsonl", kind, batch_size=8)[0] for kind in ("lora", "full", "sft")}
     for name, options in runs.items():
         one = whole[options.get("kind", "lora")]
         ranks = [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]

@@ -224,7 +224,7 @@ def test_a_signal_that_comes_as_another_process_has_its_checkpoint_saved_waits(t
 
 
 def test_sft_by_hand_and_towards_its_floor(tmp_path: Path) -> None:
-    module = SFTModule("tiny", lora_rank=4, lr=1e-2)
+    module = SFTModule("tiny", weighting="response", lora_rank=4, lr=1e-2)
     module.configure_model()
     base = load_model("tiny")
     expected = (
@@ -233,7 +233,9 @@ def test_sft_by_hand_and_towards_its_floor(tmp_path: Path) -> None:
     module.log = lambda *a, **k: None  # type: ignore[method-assign]
     assert module.training_step(pair(), 0)["loss"].item() == pytest.approx(expected, abs=1e-4)
     losses = Losses()
-    trainer(tmp_path, 150, losses).fit(SFTModule("tiny", lora_rank=0, lr=3e-3), PreferenceDataModule("survey"))
+    trainer(tmp_path, 150, losses).fit(
+        SFTModule("tiny", weighting="response", lora_rank=0, lr=3e-3), PreferenceDataModule("survey")
+    )
     floor = sum(math.log(len(q.shares)) for q in SURVEY) / len(SURVEY)
     assert floor < losses.losses[-1] < floor + 1
 
