@@ -124,12 +124,13 @@ def word_frequencies(texts: Sequence[str]) -> list[float]:
 
 def _surprisals(replies: Sequence[Reply], per_token: bool) -> Iterator[float]:
     for reply in replies:
-        if reply.logp is None:
+        length = reply.num_tokens if per_token else 1
+        if reply.logp is None or length is None:
             raise UserError(
                 "the criterion probability needs each reply's log-probability, which these samples lack: draw them "
                 "from the model itself, or take word_frequency or embedding."
             )
-        yield -reply.logp / (reply.num_tokens if per_token else 1)
+        yield -reply.logp / length
 
 
 def _pools(samples: Sequence[str]) -> list[tuple[list[Any], list[Reply]]]:

@@ -13,7 +13,7 @@ class Reply(NamedTuple):
     """A sampled reply."""
 
     text: str
-    num_tokens: int  # scored ones, its end included
+    num_tokens: int | None  # scored ones, its end included; None where the server did not count
     finish: str  # "stop" where it ended by itself, "length" where it was cut
     logp: float | None  # log pi(y|x) of the policy at temperature 1, nats
 
