@@ -43,16 +43,16 @@ def resamples(num_prompts: int, num_seeds: int = 1, draws: int = DRAWS, seed: in
 def draws_of(values: ArrayLike, draws: int = DRAWS, seed: int = 0) -> Array:
     """The mean of values [prompts] or [seeds, prompts] in every draw -> [draws]; values that are nan are left out.
 
-    Arrays of several policies, with the same prompts in the same order, get the same draws of prompts: differences
-    between the results are paired.
+    Values [seeds, prompts, k] give [draws, k], the same draws for each of the k. Arrays of several policies, with the
+    same prompts in the same order, get the same draws of prompts: differences between the results are paired.
     """
     matrix = np.atleast_2d(np.asarray(values, dtype=np.float64))
     found, counted = np.nan_to_num(matrix), np.isfinite(matrix).astype(np.float64)
     drawn = resamples(matrix.shape[1], matrix.shape[0], draws, seed)
     # How often each prompt and each seed was drawn turns the mean over a draw into a product of matrices.
     prompts, seeds = _counts(drawn.prompts, matrix.shape[1]), _counts(drawn.seeds, matrix.shape[0])
-    sums = np.einsum("ds,sp,dp->d", seeds, found, prompts, optimize=True)
-    numbers = np.einsum("ds,sp,dp->d", seeds, counted, prompts, optimize=True)
+    sums = np.einsum("ds,sp...,dp->d...", seeds, found, prompts, optimize=True)
+    numbers = np.einsum("ds,sp...,dp->d...", seeds, counted, prompts, optimize=True)
     with np.errstate(invalid="ignore"):
         return np.asarray(sums / numbers)
 

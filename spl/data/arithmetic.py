@@ -1,8 +1,8 @@
 """Arithmetic of graded difficulty, made in code: a model of 135M parameters too has easy, medium and hard problems.
 
 Six levels, each harder than the one before: the sum of two digits up to 5, the product of two digits, a two-digit and a
-one-digit number added or subtracted, a product of digits plus a digit, a two-digit number times a digit, the product of
-two two-digit numbers.
+one-digit number added or subtracted, a two-digit number times a digit, a product of digits plus a digit, the product of
+two numbers from 11 to 25.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,10 +57,10 @@ def _problem(level: int, draw: _Draw) -> tuple[str, int]:
         a, b = draw(11, 89), draw(2, 9)
         return (f"{a} + {b}", a + b) if draw(0, 1) else (f"{a} - {b}", a - b)
     if level == 4:
-        a, b, c = draw(2, 9), draw(2, 9), draw(2, 9)
-        return f"{a} * {b} + {c}", a * b + c
-    if level == 5:
         a, b = draw(11, 99), draw(3, 9)
         return f"{a} * {b}", a * b
-    a, b = draw(11, 99), draw(11, 99)
+    if level == 5:
+        a, b, c = draw(2, 9), draw(2, 9), draw(2, 9)
+        return f"{a} * {b} + {c}", a * b + c
+    a, b = draw(11, 25), draw(11, 25)
     return f"{a} * {b}", a * b

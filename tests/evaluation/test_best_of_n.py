@@ -1,0 +1,140 @@
+"""`spl evaluate best-of-n` from files to records, on replies made by hand and on those of a real model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spl import results
+from spl.cli import main
+from spl.evaluation.best_of_n import best_of_n
+from spl.metrics.pass_at_k import pass_at_k
+from spl.types import UserError
+
+NUM = 16
+
+
+def problem_file(path: Path, num: int) -> Path:
+    rows = [
+        {"id": f"p{k}", "question": f"What is {k} + {k}?", "answer": str(2 * k), "level": k % 2} for k in range(num)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def sample_file(
+    path: Path, policy: str, correct: Sequence[int], train_seed: int | None = None, shift: int = 0, num: int = NUM
+) -> str:
+    """A file where so many of the replies to each problem are right; the wrong ones are all different."""
+    first = results.header("sample", {}, policy=policy, setting="t 1", train_seed=train_seed)
+    records: list[dict[str, Any]] = []
+    for k, count in enumerate(correct):
+        question = {"role": "user", "content": f"What is {k} + {k}?\n\nAnswer with a number."}
+        records.append({"kind": "prompt", "item": f"p{k}", "messages": [question]})
+        for index in range(num):
+            answer = 2 * k if (index + shift) % num < count else 1000 + index
+            said = {"text": f"({shift}) The answer is {answer}.", "num_tokens": 6, "finish": "stop", "logp": -2.0}
+            records.append({"kind": "sample", "item": f"p{k}", "index": index, **said})
+    results.write(path, first, records)
+    return str(path)
+
+
+def estimates(path: Path) -> dict[tuple[str, str, str | None], dict[str, Any]]:
+    records = results.read(path).of("estimate")
+    return {(record["policy"], record["name"], record["group"]): record for record in records}
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> dict[str, str]:
+    """Samples of two policies, one of them trained twice, and of a base, which sorts p0 to p2 as easy and so on."""
+    problem_file(tmp_path / "problems.jsonl", 6)
+    return {
+        "dpo": sample_file(tmp_path / "dpo.jsonl", "dpo", [16, 9, 4, 1, 0, 0]),
+        "spl 1": sample_file(tmp_path / "spl1.jsonl", "spl 1.2", [16, 8, 4, 2, 1, 0], 0),
+        "spl 2": sample_file(tmp_path / "spl2.jsonl", "spl 1.2", [15, 8, 5, 2, 0, 1], 1, shift=1),
+        "base": sample_file(tmp_path / "base.jsonl", "base", [12, 9, 8, 3, 0, 0], shift=2),
+    }
+
+
+def test_from_the_command_line(
+    tmp_path: Path, drawn: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    output = tmp_path / "results" / "best.jsonl"
+    main(
+        [
+            *("evaluate", "best-of-n", drawn["dpo"], drawn["spl 1"], drawn["spl 2"], "--difficulty", drawn["base"]),
+            *("--problems", str(tmp_path / "problems.jsonl"), "--easy_samples", "2", "--medium_samples", "8"),
+            *("--rival", "dpo", "--output", str(output), "--draws", "200"),
+        ]
+    )
+    found, told = results.read(output), estimates(output)
+    assert found.header["program"] == "best-of-n" and found.header["num_samples"] == NUM
+    assert set(found.header["inputs"]) == {*drawn.values(), str(tmp_path / "problems.jsonl")}
+    # Of the base 17 / 13, 17 / 10 and 17 / 9 samples solve the first three, 17 / 4 the next, 17 the last two.
+    groups = {record["item"]: record["group"] for record in found.of("item")}
+    assert groups == {"p0": "easy", "p1": "easy", "p2": "easy", "p3": "medium", "p4": "hard", "p5": "hard"}
+    hard = told["spl 1.2", "pass@4", "hard"]
+    assert hard["value"] == pytest.approx(np.mean([pass_at_k(NUM, c, 4)[-1] for c in (1, 0, 0, 1)]))
+    assert hard["num"] == 2 and hard["low"] <= hard["value"] <= hard["high"]
+    assert told["dpo", "pass@16", None]["value"] == pytest.approx(4 / 6)
+    assert told["spl 1.2", "pass@16_difference", None]["value"] == pytest.approx((5 + 5) / 12 - 4 / 6)
+    # All 16 vote: the right answer wins with 16, 9 or 4 votes, where all others have one, and ties with 15 at one vote.
+    assert told["dpo", "majority@16", None]["value"] == pytest.approx((1 + 1 + 1 + 1 / 16) / 6)
+    assert ("dpo", "samples_to_match", None) not in told
+    assert told["spl 1.2", "samples_to_match", None]["value"] <= NUM
+    assert told["dpo", "repeats", None]["value"] == pytest.approx(1 - np.mean([1, 8, 13, 16, 16, 16]) / 16)
+    assert told["dpo", "surprisal", None]["value"] == 2.0 and told["dpo", "ended", None]["value"] == 1.0
+    curve = next(r for r in found.of("curve") if (r["policy"], r["name"], r["group"]) == ("dpo", "pass@k", "hard"))
+    assert curve["y"] == [0.0] * len(curve["x"]) and curve["x"][-1] == NUM
+    assert any("Only 1 problems are medium" in note["text"] for note in found.of("note"))
+    assert "pass@16" in capsys.readouterr().out
+
+
+def test_other_protocols(tmp_path: Path, drawn: dict[str, str]) -> None:
+    settings: dict[str, Any] = {"problems": str(tmp_path / "problems.jsonl"), "draws": 50}
+    samples = [drawn["dpo"], drawn["spl 1"]]
+    best_of_n(samples, output=tmp_path / "level.jsonl", protocol="level", **settings)
+    assert {group for _, _, group in estimates(tmp_path / "level.jsonl")} == {None, "level 0", "level 1"}
+    same = {"protocol": "paper", "easy_samples": 2, "medium_samples": 8, "rival": "dpo, t 1"}
+    best_of_n(samples, output=tmp_path / "paper.jsonl", **same, **settings)
+    found = results.read(tmp_path / "paper.jsonl")
+    groups = {record["item"]: record["group"] for record in found.of("item")}
+    assert groups == {"p0": "easy", "p1": "easy", "p2": "medium", "p3": "hard", "p4": "hard", "p5": "hard"}
+    assert "biased" in found.of("note")[0]["text"]
+    best_of_n(samples, output=tmp_path / "none.jsonl", **settings)
+    assert {group for _, _, group in estimates(tmp_path / "none.jsonl")} == {None}
+
+
+def test_fewer_samples_of_one_policy(tmp_path: Path, drawn: dict[str, str]) -> None:
+    """pass@k is unbiased for each policy whatever it has; only k ends at the fewest."""
+    few = sample_file(tmp_path / "few.jsonl", "few", [8, 4, 2, 1, 0, 0], num=8)
+    settings: dict[str, Any] = {"problems": str(tmp_path / "problems.jsonl"), "draws": 50}
+    best_of_n([drawn["dpo"], few], output=tmp_path / "few_results.jsonl", **settings)
+    told = estimates(tmp_path / "few_results.jsonl")
+    expected = np.mean([pass_at_k(NUM, c, 8)[-1] for c in (16, 9, 4, 1, 0, 0)])
+    assert told["dpo", "pass@8", None]["value"] == pytest.approx(expected)
+    assert ("dpo", "pass@16", None) not in told
+    notes = [note["text"] for note in results.read(tmp_path / "few_results.jsonl").of("note")]
+    assert any("up to 8 samples" in note for note in notes)
+
+
+def test_mistakes_end_in_a_sentence(tmp_path: Path, drawn: dict[str, str]) -> None:
+    output, problems = tmp_path / "out.jsonl", str(tmp_path / "problems.jsonl")
+    with pytest.raises(UserError, match="evaluated too: draw others"):
+        best_of_n([drawn["dpo"]], problems, output, difficulty=[drawn["dpo"]])
+    with pytest.raises(UserError, match="names none of them"):
+        best_of_n([drawn["dpo"]], problems, output, rival="spl")
+    with pytest.raises(UserError, match="rests on 16 of each"):
+        best_of_n([drawn["dpo"]], problems, output, difficulty=[drawn["base"]])
+    with pytest.raises(UserError, match="not that of these problems"):
+        best_of_n([drawn["dpo"]], "arithmetic", output)
+    fewer = sample_file(tmp_path / "fewer.jsonl", "fewer", [1, 1])
+    with pytest.raises(UserError, match="of different problems: 'p2'"):
+        best_of_n([drawn["dpo"], fewer], problems, output)
+    with pytest.raises(UserError, match="max_k must be"):
+        best_of_n([drawn["dpo"]], problems, output, max_k=0)
+    assert not output.exists()
