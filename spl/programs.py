@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from types import ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.logging import RichHandler
 
 from spl.secrets import SecretFilter
 from spl.settings import Parser
+from spl.types import UserError
 
 
 class ProgramParser(Parser):
@@ -27,11 +29,11 @@ def run_program(target: str, name: str, args: list[str]) -> None:
     Values of a list follow its name, `--samples a.jsonl b.jsonl`; those before any name are of the first argument.
 
     Raises:
-        UserError: as the function does.
+        UserError: as the function does, or a package that it needs is not installed.
         SystemExit: the command line is wrong; status 2 after one sentence.
     """
     module, _, function_name = target.partition(":")
-    function: Callable[..., None] = getattr(import_module(module), function_name)
+    function: Callable[..., None] = getattr(_imported(module, name), function_name)
     says = (inspect.getdoc(function) or "").split("\n\nArgs:")[0]
     parser = ProgramParser(prog=f"spl {name}", allow_abbrev=False, description=says)
     parser.add_argument("--config", action="config", help="A YAML file of these arguments.")
@@ -47,6 +49,15 @@ def run_program(target: str, name: str, args: list[str]) -> None:
         function(**settings)
     finally:
         log.removeHandler(handler)
+
+
+def _imported(module: str, name: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "spl":
+            raise
+        raise UserError(f"spl {name} needs the package {error.name}: pip install 'spl[evaluation]'.") from error
 
 
 def _with_lists(args: list[str], function: Callable[..., None]) -> Iterator[str]:

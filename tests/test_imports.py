@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "evaluation": TYPES
     | {"models", "reward_models", "data", "disk", "encoder", "logprobs", "sampling", "metrics"}
     | {"results", "intervals", "trust"},
-    "reporting": TYPES | {"results", "intervals"},
+    "reporting": TYPES | {"disk", "results", "intervals"},
 }
 ANYTHING = {"cli", "commands", "paper", "plan", "quickstart", "__init__"}
 
