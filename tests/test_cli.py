@@ -108,6 +108,7 @@ def test_fit_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_runs_on_the_tiny_model(path: Path, tmp_path: Path) -> None:
     tiny = ["--model.model", "tiny", "--data.path", "survey", "--data.val_path", "survey", "--data.val_size", "0"]
+    tiny += ["--data.batch_size", "4", "--trainer.accelerator", "cpu"]
     main(["fit", "--config", str(path), *tiny, *QUIET, "--output", str(tmp_path), "--trainer.fast_dev_run", "2"])
     assert (tmp_path / "summary.json").is_file()
 

@@ -1,5 +1,6 @@
 """Every YAML under configs/ opens with the command that runs it, is short, and parses."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,8 @@ def test_a_config_of_the_paper_parses(path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path not in PAPERS], ids=name)
 def test_a_config_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["fit", "--config", str(path if path in EXPERIMENTS else ROOT / "experiment/tiny.yaml")]
+    if path.stem in ("sft", "reward"):  # a model of another task than the experiment's
+        args = ["fit", "--task", path.stem]
     overlay = path.parent.name == "callbacks"
     if path not in EXPERIMENTS:
         args += ["--config" if overlay else f"--{path.parent.name}", str(path)]
@@ -58,6 +61,36 @@ def test_a_config_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> None
         names = [entry if isinstance(entry, str) else entry["class_path"] for entry in chosen["trainer"]["callbacks+"]]
         assert [entry["class_path"] for entry in parsed["trainer"]["callbacks"]] == names
         return
+    if path in EXPERIMENTS:
+        assert parsed["task"] == chosen.pop("task", "preference")
     for group, values in chosen.items() if path in EXPERIMENTS else [(path.parent.name, chosen)]:
         for key, value in values.items():
             assert parsed[group][key] == value
+
+
+SIZES = [
+    (path, size, options)
+    for path in EXPERIMENTS
+    for size, options in re.findall(r"^# (1B|135M): (.*)$", path.read_text(), re.M)
+]
+
+
+def test_the_papers_recipes_have_their_sizes() -> None:
+    recipes = {"hh_chat", "hh_reward", "zephyr_sft", "zephyr"}
+    assert {(path.stem, size) for path, size, _ in SIZES} == {(r, size) for r in recipes for size in ("1B", "135M")}
+
+
+@pytest.mark.parametrize(("path", "options"), [(path, options) for path, _, options in SIZES], ids=str)
+def test_a_size_parses(
+    path: Path, options: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all else of the recipe as it was."""
+    monkeypatch.chdir(ROOT.parent)
+    with pytest.raises(SystemExit) as raised:
+        main(["fit", "--config", str(path), *options.split(), "--print_config"])
+    assert raised.value.code == 0
+    parsed, chosen = yaml.safe_load(capsys.readouterr().out), yaml.safe_load(path.read_text())
+    assert parsed["model"]["model"] == options.split()[1] != chosen["model"]["model"]
+    steps = {"max_steps", "max_epochs", "accumulate_grad_batches"} & chosen["trainer"].keys()
+    assert {name: parsed["trainer"][name] for name in steps} == {name: chosen["trainer"][name] for name in steps}
+    assert parsed["data"]["path"] == chosen["data"]["path"]
