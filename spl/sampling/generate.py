@@ -1,22 +1,29 @@
 """Ancestral sampling of many replies to each of several prompts, all in one batch.
 
-A prompt's keys and values are computed once for all of its replies, and replies that have ended leave the batch. The
-random numbers of a reply depend on its prompt's seed and its own number alone, not on what else is in the batch: one
-process or several draw the same replies, and two models asked with one seed differ by their laws, not by luck.
+The random numbers of a reply depend on its prompt's seed and its own number alone, not on what else is in the batch:
+one process or several draw the same replies, and two models asked with one seed differ by their laws, not by luck.
 """
 
 from collections.abc import Collection, Sequence
-from inspect import signature
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from spl.sampling.cache import growing_cache
+from spl.sampling.decoder import decoder
+from spl.sampling.logits import Decoding
+
+_BLOCK = 256  # tokens of the vocabulary that are looked at one by one, once a block is chosen
 
 
-@torch.no_grad()
+class Drawn(NamedTuple):
+    """One reply."""
+
+    token_ids: tuple[int, ...]  # the EOS token among them, where it has ended
+    ended: bool  # false where it was cut at the most tokens
+    logp: float  # under the model's own law at temperature 1, whatever it was drawn from, nats
+
+
 def sample(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
@@ -27,7 +34,31 @@ def sample(
     temperature: float = 1.0,
     seeds: Sequence[int] | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    """Draw num_samples replies to each prompt, token by token -> for each prompt a list of token ids a reply.
+    """The token ids of `draw` at a temperature."""
+    drawn = draw(
+        model,
+        prompts,
+        num_samples,
+        eos_token_ids=eos_token_ids,
+        max_new_tokens=max_new_tokens,
+        decoding=Decoding(temperature),
+        seeds=seeds,
+    )
+    return [[reply.token_ids for reply in replies] for replies in drawn]
+
+
+@torch.no_grad()
+def draw(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    num_samples: int,
+    *,
+    eos_token_ids: Collection[int],
+    max_new_tokens: int = 64,
+    decoding: Decoding | None = None,
+    seeds: Sequence[int] | None = None,
+) -> list[list[Drawn]]:
+    """Draw num_samples replies to each prompt, token by token.
 
     A reply ends with an EOS token, or without one after max_new_tokens.
 
@@ -40,30 +71,29 @@ def sample(
         num_samples: replies a prompt.
         eos_token_ids: tokens that end a reply.
         max_new_tokens: most tokens of a reply.
-        temperature: of every next-token law.
+        decoding: how tokens are drawn; from the model's own law by default.
         seeds: of each prompt's random numbers; its index by default.
     """
     seeds = range(len(prompts)) if seeds is None else seeds
-    decoder = _Decoder(model, prompts, num_samples)
+    batch = decoder(model, prompts)
     uniform = torch.cat([_uniform(seed, num_samples, max_new_tokens) for seed in seeds])
-    uniform = uniform.to(decoder.device, torch.float32 if decoder.device.type == "mps" else torch.float64)
-    ends = torch.tensor(sorted(eos_token_ids), device=decoder.device)
-    replies: list[list[int]] = [[] for _ in range(len(uniform))]
-    rows = torch.arange(len(uniform), device=decoder.device)  # which reply each row of the batch is
-    running = torch.ones_like(rows, dtype=torch.bool)
-    for step in range(max_new_tokens):
-        tokens = _draw(decoder.logits.float() / temperature, uniform[rows, step])
-        for row, token, goes_on in zip(rows.tolist(), tokens.tolist(), running.tolist(), strict=True):
-            if goes_on:
-                replies[row].append(token)
-        running &= ~torch.isin(tokens, ends)
-        if step + 1 == max_new_tokens or not running.any():
+    uniform = uniform.to(batch.device, wide(batch.device))
+    replies = Growing(len(uniform), eos_token_ids, max_new_tokens, batch.device)
+    rows = torch.arange(len(prompts), device=batch.device).repeat_interleave(num_samples)
+    while True:
+        laws = Laws(batch.logits, decoding or Decoding())
+        tokens = laws.tokens(rows, uniform[replies.running, replies.length])
+        goes_on = replies.append(tokens, laws.logps(rows, tokens))
+        if not len(replies.running):
             break
-        if running.sum() <= 0.75 * len(rows):  # moving keys and values is worth it for many rows at a time
-            decoder.keep(running)
-            rows, tokens, running = rows[running], tokens[running], running[running]
-        decoder.advance(tokens)
-    return [[tuple(reply) for reply in replies[k : k + num_samples]] for k in range(0, len(replies), num_samples)]
+        rows = batch.advance(rows[goes_on], tokens[goes_on])
+    drawn = replies.finish()
+    return [drawn[k : k + num_samples] for k in range(0, len(drawn), num_samples)]
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """What sums of probabilities are held in; Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _uniform(seed: int, num_samples: int, length: int) -> Tensor:
@@ -75,55 +105,102 @@ def _uniform(seed: int, num_samples: int, length: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """A token for each row of logits [n, V], where its law's cumulative distribution passes uniform [n]."""
-    law = logits.softmax(-1)
-    cumulative = (law if law.device.type == "mps" else law.double()).cumsum(-1)  # Apple's GPUs have no float64
-    total, uniform = cumulative[:, -1:], uniform.to(cumulative)
-    if not total.isfinite().all():
-        raise FloatingPointError("the model's logits are not finite")
-    below = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
+class Growing:
+    """Replies as they are drawn.
+
+    Attributes:
+        length: tokens of those that have not ended.
+        running: their numbers.
+    """
+
+    def __init__(self, num: int, ends: Collection[int], most: int, device: torch.device) -> None:
+        self.length = 0
+        self.running = torch.arange(num, device=device)
+        self._ends = torch.tensor(sorted(ends), device=device)
+        self.tokens = torch.zeros(num, most, dtype=torch.long, device=device)
+        self.lengths = torch.zeros(num, dtype=torch.long, device=device)
+        self.ended = torch.zeros(num, dtype=torch.bool, device=device)
+        self.logps = torch.zeros(num, dtype=wide(device), device=device)
+
+    def append(self, tokens: Tensor, logps: Tensor) -> Tensor:
+        """The next token of every running reply -> which of them go on, a mask."""
+        self.tokens[self.running, self.length] = tokens
+        self.logps[self.running] += logps
+        self.length += 1
+        self.lengths[self.running] = self.length
+        ends = torch.isin(tokens, self._ends)
+        self.ended[self.running[ends]] = True
+        goes_on = ~ends & (self.length < self.tokens.shape[1])
+        self.running = self.running[goes_on]
+        return goes_on
+
+    def finish(self) -> list[Drawn]:
+        """All of them, in order."""
+        columns = (self.tokens, self.lengths, self.ended, self.logps)
+        table = zip(*(column.tolist() for column in columns), strict=True)
+        return [Drawn(tuple(tokens[:length]), ended, logp) for tokens, length, ended, logp in table]
+
+
+class Laws:
+    """The next-token laws of some rows, to draw from and to score by.
+
+    Args:
+        logits: the model's own [n, V].
+        decoding: what they are changed by before a token is drawn.
+
+    Raises:
+        FloatingPointError: a logit is not a number or infinite.
+    """
+
+    def __init__(self, logits: Tensor, decoding: Decoding) -> None:
+        self.logits = logits.float() if logits.itemsize < 4 else logits
+        top = self.logits.amax(-1, keepdim=True)
+        weights = (self.logits - top).exp_()
+        sums = _block_sums(weights)
+        self._log_totals = top[:, 0].to(sums.dtype) + sums.sum(-1).log()  # log-sum-exp, [n]
+        if not self._log_totals.isfinite().all():
+            raise FloatingPointError("the model's logits are not finite")
+        if not decoding.is_own_law:
+            changed = decoding.apply(self.logits)
+            weights = (changed - changed.amax(-1, keepdim=True)).exp_()
+            sums = _block_sums(weights)
+        self._weights, self._cumulative = weights, sums.cumsum(-1)
+
+    def tokens(self, rows: Tensor, uniform: Tensor) -> Tensor:
+        """A token for each reply: where the cumulative distribution of its row's law passes a number in [0, 1).
+
+        First the block of the vocabulary, then the token in it: the sum over all tokens is never written out.
+
+        Args:
+            rows: of each reply [m].
+            uniform: its number [m].
+        """
+        cumulative = self._cumulative[rows]
+        target = uniform * cumulative[:, -1]
+        block = _passed(cumulative, target)
+        before = nn.functional.pad(cumulative, (1, 0)).gather(-1, block[:, None])[:, 0]
+        start = block * _BLOCK
+        inside = start[:, None] + torch.arange(_BLOCK, device=rows.device)
+        vocabulary = self._weights.shape[-1]
+        weights = self._weights[rows[:, None], inside.clamp(max=vocabulary - 1)] * (inside < vocabulary)
+        return start + _passed(weights.to(cumulative).cumsum(-1), target - before)
+
+    def logps(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Of each reply's token [m] under its row's own law, nats."""
+        return self.logits[rows, tokens].to(self._log_totals) - self._log_totals[rows]
+
+
+def _passed(cumulative: Tensor, target: Tensor) -> Tensor:
+    """The first index at which each row [m, k] is above its target [m], and never one that adds nothing."""
+    total = cumulative[:, -1:]
+    below = torch.minimum(target[:, None].clamp(min=0), total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, below, right=True).squeeze(1)
 
 
-class _Decoder:
-    """A batch of replies that grow: left-padded prompts, their keys and values, the next token's logits [n, V]."""
-
-    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], repeats: int) -> None:
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        self.model: Any = model
-        weight = next(model.parameters())
-        # Of a sharded model's weights that lie in the CPU's memory, the device is where they are gathered.
-        self.device = torch.device(weight.device_mesh.device_type) if isinstance(weight, DTensor) else weight.device
-        # transformers 5.24 renamed the argument.
-        self.cache_name = "cache" if "cache" in signature(base.forward).parameters else "past_key_values"
-        self.last_only = "logits_to_keep" in signature(base.forward).parameters
-        self.cache: Any = growing_cache(base.config)
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=self.device)
-        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        self.mask = (torch.arange(longest, device=self.device) >= longest - lengths[:, None]).long()
-        self.logits = self._run(ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
-        if repeats > 1:
-            self.cache.batch_repeat_interleave(repeats)
-        self.mask = self.mask.repeat_interleave(repeats, 0)
-        self.logits = self.logits.repeat_interleave(repeats, 0)
-        self.lengths = lengths.repeat_interleave(repeats)
-
-    def advance(self, tokens: Tensor) -> None:
-        """Append a token [n] to every row."""
-        self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
-        self.logits = self._run(tokens[:, None], self.lengths[:, None])
-        self.lengths = self.lengths + 1
-
-    def keep(self, rows: Tensor) -> None:
-        """Let the other rows go; a mask [n]."""
-        self.cache.batch_select_indices(rows)
-        self.mask, self.lengths = self.mask[rows], self.lengths[rows]
-
-    def _run(self, ids: Tensor, positions: Tensor) -> Tensor:
-        options: dict[str, Any] = {self.cache_name: self.cache, "use_cache": True}
-        if self.last_only:
-            options["logits_to_keep"] = 1
-        output = self.model(input_ids=ids, attention_mask=self.mask, position_ids=positions, **options)
-        return output.logits[:, -1]  # type: ignore[no-any-return]
+def _block_sums(weights: Tensor) -> Tensor:
+    """Sums of weights [n, V] over blocks of the vocabulary [n, blocks]."""
+    whole = weights.shape[-1] // _BLOCK * _BLOCK
+    sums = weights[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1) if whole else weights[:, :0]
+    if whole < weights.shape[-1]:
+        sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], -1)
+    return sums.to(wide(weights.device))
