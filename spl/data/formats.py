@@ -77,8 +77,31 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str], shapes: str, kno
     return {k: v for k, v in plain.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
 
 
+def parse_prompt(row: Mapping[str, Any], where: str = "") -> tuple[Message, ...]:
+    """The prompt alone of a row with two or more replies, which may be empty or alike.
+
+    Raises:
+        UserError: the row has no known shape, or a value in it cannot be used; the text says which and why.
+    """
+    try:
+        plain = renamed(row, {}, _SHAPES, COLUMNS)
+        turns, _ = prompt_and_replies(plain, _compared_replies(plain)[0])
+        return tuple(with_system(plain.get("system", ""), turns))
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from None
+
+
 def parse_preference(row: dict[str, Any], where: str) -> PreferenceExample:
     """Read a row that `renamed` gave."""
+    replies, comparisons = _compared_replies(row)
+    prompt, responses = prompt_and_replies(row, replies)
+    prompt = with_system(row.get("system", ""), prompt)
+    check_replies(dict(zip(replies, responses, strict=True)))
+    return PreferenceExample(tuple(prompt), tuple(responses), tuple(comparisons), _alpha(row.get("alpha")), where)
+
+
+def _compared_replies(row: dict[str, Any]) -> tuple[dict[str, Any], list[Comparison]]:
+    """The replies as they are written, by the names of their columns, and the comparisons among them."""
     if "chosen" in row and "rejected" in row:
         replies = {name: row[name] for name in ("chosen", "rejected")}
         comparisons = [Comparison(0, 1, share_of(row.get("share", 1.0), "share"))]
@@ -92,10 +115,7 @@ def parse_preference(row: dict[str, Any], where: str) -> PreferenceExample:
         comparisons = compared(row, len(replies))
     else:
         raise UserError(f"expected the columns {_SHAPES}; the columns with a value are {column_names(row)}.")
-    prompt, responses = prompt_and_replies(row, replies)
-    prompt = with_system(row.get("system", ""), prompt)
-    check_replies(dict(zip(replies, responses, strict=True)))
-    return PreferenceExample(tuple(prompt), tuple(responses), tuple(comparisons), _alpha(row.get("alpha")), where)
+    return replies, comparisons
 
 
 def _alpha(value: Any) -> float | None:

@@ -31,13 +31,20 @@ def text_prompts(texts: Sequence[str], encoder: Encoder) -> list[Prompt]:
     Raises:
         UserError: a text is empty, the template refuses it, or it is too long and may not be cut.
     """
-    return [_text_prompt(text_of(text, f"prompt {k}"), f"prompt {k}", encoder) for k, text in enumerate(texts, 1)]
+    return [
+        conversation_prompt(({"role": "user", "content": text_of(text, f"prompt {k}")},), f"prompt {k}", encoder)
+        for k, text in enumerate(texts, 1)
+    ]
 
 
-def _text_prompt(text: str, name: str, encoder: Encoder) -> Prompt:
+def conversation_prompt(turns: tuple[Message, ...], name: str, encoder: Encoder) -> Prompt:
+    """The prompt of a conversation's turns, tokenised as an example's is in training.
+
+    Raises:
+        UserError: the template refuses it, or it is too long and may not be cut; the text begins with the name.
+    """
     # What is common to two replies is the prompt. So there is one rule for BOS, cuts and where a reply begins.
-    turn: Message = {"role": "user", "content": text}
-    encoded, _ = encoder.encode(PreferenceExample((turn,), ("Yes", "No"), (), row=name))
+    encoded, _ = encoder.encode(PreferenceExample(turns, ("Yes", "No"), (), row=name))
     ids = encoded.sequences[0][: encoded.starts[0]]
     return Prompt(_decoded(encoder.tokenizer, ids), ids)
 

@@ -4,7 +4,7 @@ The random numbers of a reply depend on its prompt's seed and its own number alo
 one process or several draw the same replies, and two models asked with one seed differ by their laws, not by luck.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,6 +57,7 @@ def draw(
     max_new_tokens: int = 64,
     decoding: Decoding | None = None,
     seeds: Sequence[int] | None = None,
+    first: int = 0,
 ) -> list[list[Drawn]]:
     """Draw num_samples replies to each prompt, token by token.
 
@@ -73,10 +74,12 @@ def draw(
         max_new_tokens: most tokens of a reply.
         decoding: how tokens are drawn; from the model's own law by default.
         seeds: of each prompt's random numbers; its index by default.
+        first: number of the first reply, where others have been drawn before.
     """
     seeds = range(len(prompts)) if seeds is None else seeds
     batch = decoder(model, prompts)
-    uniform = torch.cat([_uniform(seed, num_samples, max_new_tokens) for seed in seeds])
+    numbers = range(first, first + num_samples)
+    uniform = torch.cat([_uniform(seed, numbers, max_new_tokens) for seed in seeds])
     uniform = uniform.to(batch.device, wide(batch.device))
     replies = Growing(len(uniform), eos_token_ids, max_new_tokens, batch.device)
     rows = torch.arange(len(prompts), device=batch.device).repeat_interleave(num_samples)
@@ -96,11 +99,11 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _uniform(seed: int, num_samples: int, length: int) -> Tensor:
-    """Numbers in [0, 1), [num_samples, length]; longer or more replies begin with the same."""
+def _uniform(seed: int, numbers: Iterable[int], length: int) -> Tensor:
+    """Random numbers in [0, 1) of the replies to a prompt [replies, length]; longer replies begin with the same."""
     rows = [
         torch.rand(length, generator=torch.Generator().manual_seed(seed * 1_000_003 + k), dtype=torch.float64)
-        for k in range(num_samples)
+        for k in numbers
     ]
     return torch.stack(rows)
 
@@ -134,6 +137,12 @@ class Growing:
         self.running = self.running[goes_on]
         return goes_on
 
+    def take(self, which: Tensor) -> None:
+        """Go on with these, by their numbers; one may be taken more than once."""
+        for name in ("tokens", "lengths", "ended", "logps"):
+            setattr(self, name, getattr(self, name)[which])
+        self.running = (~self.ended).nonzero()[:, 0]
+
     def finish(self) -> list[Drawn]:
         """All of them, in order."""
         columns = (self.tokens, self.lengths, self.ended, self.logps)
@@ -143,6 +152,10 @@ class Growing:
 
 class Laws:
     """The next-token laws of some rows, to draw from and to score by.
+
+    Attributes:
+        log_totals: log-sum-exp of the model's own logits [n].
+        log_drawn_totals: of those that tokens are drawn from [n].
 
     Args:
         logits: the model's own [n, V].
@@ -154,17 +167,13 @@ class Laws:
 
     def __init__(self, logits: Tensor, decoding: Decoding) -> None:
         self.logits = logits.float() if logits.itemsize < 4 else logits
-        top = self.logits.amax(-1, keepdim=True)
-        weights = (self.logits - top).exp_()
-        sums = _block_sums(weights)
-        self._log_totals = top[:, 0].to(sums.dtype) + sums.sum(-1).log()  # log-sum-exp, [n]
-        if not self._log_totals.isfinite().all():
+        self._weights, sums, self.log_totals = _weights(self.logits)
+        if not self.log_totals.isfinite().all():
             raise FloatingPointError("the model's logits are not finite")
+        self.log_drawn_totals = self.log_totals
         if not decoding.is_own_law:
-            changed = decoding.apply(self.logits)
-            weights = (changed - changed.amax(-1, keepdim=True)).exp_()
-            sums = _block_sums(weights)
-        self._weights, self._cumulative = weights, sums.cumsum(-1)
+            self._weights, sums, self.log_drawn_totals = _weights(decoding.apply(self.logits))
+        self._cumulative = sums.cumsum(-1)
 
     def tokens(self, rows: Tensor, uniform: Tensor) -> Tensor:
         """A token for each reply: where the cumulative distribution of its row's law passes a number in [0, 1).
@@ -187,7 +196,7 @@ class Laws:
 
     def logps(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """Of each reply's token [m] under its row's own law, nats."""
-        return self.logits[rows, tokens].to(self._log_totals) - self._log_totals[rows]
+        return self.logits[rows, tokens].to(self.log_totals) - self.log_totals[rows]
 
 
 def _passed(cumulative: Tensor, target: Tensor) -> Tensor:
@@ -197,10 +206,13 @@ def _passed(cumulative: Tensor, target: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, below, right=True).squeeze(1)
 
 
-def _block_sums(weights: Tensor) -> Tensor:
-    """Sums of weights [n, V] over blocks of the vocabulary [n, blocks]."""
+def _weights(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(logits - their largest) [n, V], its sums over blocks of the vocabulary [n, blocks], the log-sum-exp [n]."""
+    top = logits.amax(-1, keepdim=True)
+    weights = (logits - top).exp_()
     whole = weights.shape[-1] // _BLOCK * _BLOCK
-    sums = weights[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1) if whole else weights[:, :0]
+    sums = weights[:, :whole].reshape(len(weights), whole // _BLOCK, _BLOCK).sum(-1)
     if whole < weights.shape[-1]:
         sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], -1)
-    return sums.to(wide(weights.device))
+    sums = sums.to(wide(logits.device))
+    return weights, sums, top[:, 0].to(sums) + sums.sum(-1).log()

@@ -185,9 +185,9 @@ def _rows(
         scores = _capped(scores, softcap)
     scores[..., : longest - far].masked_fill_(replies.hidden[..., far:], -torch.inf)
     weights = scores.softmax(-1).to(values.dtype)
-    of_prompt, of_reply = weights.split([longest - far, num - near], -1)
+    of_prompt, of_reply = weights[..., : longest - far], weights[..., longest - far :]
     output = replies.to_rows(replies.to_slots(of_prompt) @ prompt_values, groups)
-    return output + of_reply @ values
+    return output.add_(of_reply @ values)
 
 
 def _capped(scores: Tensor, softcap: float) -> Tensor:

@@ -1,0 +1,172 @@
+"""`spl sample` as its users run it: what is in the file, and that it comes out the same however it came about."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_server import Answer, reply, serving
+
+from spl.cli import main
+from spl.evaluation import drawing_particles
+from spl.evaluation.policies import EvaluatedPolicy
+from spl.evaluation.sample import sample
+from spl.evaluation.sample_files import read_samples
+from spl.results import Record, ResultsError, read
+from spl.types import UserError
+
+QUESTIONS = ["Tea?", "Name a colour, any colour, and say why it is the one you named.", "Why?", "Write.", "A story!"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """One tiny model for all runs."""
+    policy = EvaluatedPolicy.load("tiny", device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EvaluatedPolicy, "load", lambda *args, **kwargs: policy)
+        yield
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"id": f"q{k}", "prompt": text}) + "\n" for k, text in enumerate(QUESTIONS)))
+    return str(path)
+
+
+def run(prompts: str, output: Path, **options: Any) -> list[Record]:
+    """All records but the header."""
+    settings = {"model": "tiny", "num_samples": 3, "max_new_tokens": 8, "batch_size": 6} | options
+    sample(prompts=prompts, output=output, **settings)
+    return read(output).records
+
+
+def test_the_file(prompts: str, tmp_path: Path) -> None:
+    args = ["sample", "tiny", "--prompts", prompts, "--output", str(tmp_path / "a.jsonl"), "--num_samples", "3"]
+    main([*args, "--max_new_tokens", "8", "--temperature", "1.2", "--policy", "dpo", "--train_seed", "4"])
+    results = read(tmp_path / "a.jsonl")
+    assert results.header["program"] == "sample" and results.header["settings"]["temperature"] == 1.2
+    assert results.header["inputs"].keys() == {prompts} and results.header["fingerprint"]
+    (file,) = read_samples([tmp_path / "a.jsonl"])
+    assert (file.policy, file.setting, file.train_seed, file.num_samples) == ("dpo", "t 1.2", 4, 3)
+    assert file.prompts["q1"] == [{"role": "user", "content": QUESTIONS[1]}]
+    replies = [reply for drawn in file.replies.values() for reply in drawn]
+    assert len(file.replies) == 5 and len(replies) == 15
+    for one in replies:
+        assert one.num_tokens == 8 if one.finish == "length" else 1 <= one.num_tokens <= 8
+        assert one.logp is not None and -8 * 12 < one.logp < 0
+    assert {one.finish for one in replies} <= {"stop", "length"}
+
+
+def test_a_file_that_was_cut_anywhere_is_gone_on_with(prompts: str, tmp_path: Path) -> None:
+    """As a killed program leaves it: whole lines or half a one, in the middle of what was written together."""
+    whole = tmp_path / "whole.jsonl"
+    run(prompts, whole)
+    content, rng = whole.read_bytes(), random.Random(0)
+    for cut in sorted(rng.sample(range(1, len(content)), 8)):
+        path = tmp_path / f"{cut}.jsonl"
+        path.write_bytes(content[:cut])
+        run(prompts, path)
+        assert path.read_bytes().splitlines()[1:] == content.splitlines()[1:]
+
+
+def test_other_settings_do_not_go_on(prompts: str, tmp_path: Path) -> None:
+    run(prompts, tmp_path / "a.jsonl")
+    with pytest.raises(ResultsError, match=r"was begun with settings\.max_new_tokens 8, not 9"):
+        run(prompts, tmp_path / "a.jsonl", max_new_tokens=9)
+
+
+def keyed(records: list[Record]) -> dict[Any, Any]:
+    samples = [r for r in records if r["kind"] == "sample"]
+    return {(r["item"], r["index"]): (r["text"], r["num_tokens"], r["finish"]) for r in samples}
+
+
+def test_batches_and_shards_change_nothing(prompts: str, tmp_path: Path) -> None:
+    whole = keyed(run(prompts, tmp_path / "a.jsonl"))
+    assert len(whole) == 15
+    assert keyed(run(prompts, tmp_path / "b.jsonl", batch_size=2)) == whole  # a prompt's replies in two batches
+    parts = [keyed(run(prompts, tmp_path / f"{k}.jsonl", shard=f"{k}/2", batch_size=100)) for k in (1, 2)]
+    assert not parts[0].keys() & parts[1].keys() and parts[0] | parts[1] == whole
+    (file,) = read_samples([tmp_path / "1.jsonl", tmp_path / "2.jsonl"])
+    assert len(file.replies) == 5
+    more = keyed(run(prompts, tmp_path / "c.jsonl", num_samples=4))
+    assert {key: one for key, one in more.items() if key[1] < 3} == whole
+    assert keyed(run(prompts, tmp_path / "d.jsonl", seed=1)) != whole
+
+
+def test_a_global_temperature(prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = {"global_temperature": 1.5, "num_particles": 16, "num_runs": 2}
+    records = run(prompts, tmp_path / "a.jsonl", **options)
+    (file,) = read_samples([tmp_path / "a.jsonl"])
+    assert file.setting == "global 1.5" and file.num_samples == 3
+    values = [r["values"] for r in records if r["kind"] == "item"]
+    assert len(values) == 5 and all(0.1 <= v["surviving_ancestors"] <= 1 for v in values)
+    assert "log z spread" in capsys.readouterr().out
+    content = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "b.jsonl").write_bytes(content[: len(content) // 2])
+    assert run(prompts, tmp_path / "b.jsonl", **options) == records
+
+
+def test_a_prompt_of_few_ancestors_is_left_out(
+    prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At a low temperature a few short replies take over."""
+    options: dict[str, Any] = {"global_temperature": 0.2, "num_particles": 64, "num_runs": 2, "max_new_tokens": 24}
+    with pytest.raises(UserError, match="no prompt has replies"):
+        run(prompts, tmp_path / "a.jsonl", **options)
+    records = read(tmp_path / "a.jsonl").records
+    assert [r["kind"] for r in records] == ["note", "item"] * 5
+    assert all(r["values"]["surviving_ancestors"] < 0.1 for r in records if r["kind"] == "item")
+    assert caplog.text.count("is left out: ") == 5
+
+    def nothing(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(drawing_particles, "draw_tempered", nothing)
+    with pytest.raises(UserError, match="no prompt has replies"):
+        run(prompts, tmp_path / "a.jsonl", **options)
+
+
+def test_a_server(prompts: str, tmp_path: Path) -> None:
+    """Broken off after some of the answers; the same command asks for the others alone."""
+    stop = True
+
+    def answer(body: dict[str, Any], number: int) -> Answer:
+        if stop and number >= 3:
+            return 404, {"error": {"message": "gone"}}
+        texts = [f"{body['messages'][0]['content']} {k}" for k in range(body["n"])]
+        return reply(*texts, tokens=2 * body["n"], logprobs=[-1.0, -0.5])
+
+    with serving(answer) as (url, bodies):
+        options: dict[str, Any] = {"model": None, "server": url, "server_model": "m", "concurrency": 1}
+        with pytest.raises(UserError, match="has no model 'm'"):
+            run(prompts, tmp_path / "a.jsonl", **options)
+        stop, before = False, len(bodies)
+        records = run(prompts, tmp_path / "a.jsonl", **options)
+        assert len(bodies) - before == 2
+    found = keyed(records)
+    assert found == {(f"q{k}", n): (f"{q} {n}", 2, "stop") for k, q in enumerate(QUESTIONS) for n in range(3)}
+    assert {r["logp"] for r in records if r["kind"] == "sample"} == {-1.5}
+    assert url not in (tmp_path / "a.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": None}, "give either --model"),
+        ({"server": "http://localhost:1"}, "give either --model"),
+        ({"model": None, "server": "http://localhost:1"}, "--server and --server_model belong together"),
+        ({"problems": "arithmetic"}, "--prompts and --problems are two sources"),
+        ({"shard": "0/2"}, "shard must be as 3/8"),
+        ({"num_samples": 0}, "num_samples must be 1 or more"),
+        ({"top_p": 2.0}, "top_p must lie"),
+        ({"global_temperature": 1.2, "top_p": 0.5}, "stands in place of top_p 0.5"),
+        ({"global_temperature": 1.2, "num_particles": 2, "num_runs": 2, "num_samples": 5}, "raise num_particles"),
+        ({"max_new_tokens": 4096}, "positions: lower max_new_tokens"),
+    ],
+)
+def test_what_cannot_be_asked(prompts: str, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        run(prompts, tmp_path / "a.jsonl", **options)
