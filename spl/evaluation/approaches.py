@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from spl.encoder import SentenceEncoder
 from spl.evaluation.grading import Graded
+from spl.evaluation.judge import Judge
+from spl.evaluation.judge_prompts import APPROACH
+from spl.evaluation.partitions import judged_partitions
 from spl.metrics.pass_at_k import distinct_at_k
 from spl.types import Message
 
@@ -47,6 +50,15 @@ def by_embedding(encoder: SentenceEncoder, distance: float, device: torch.device
 
     def cluster(_: Sequence[list[Message]], texts: Sequence[Sequence[str]]) -> list[list[int] | None]:
         return [linked(encoder.encode(solutions, device).double().numpy(), distance) for solutions in texts]
+
+    return cluster
+
+
+def by_judge(judge: Judge) -> Clustering:
+    """Clusters of solutions whose approach a judge calls the same as that of the first of a cluster."""
+
+    def cluster(conversations: Sequence[list[Message]], texts: Sequence[Sequence[str]]) -> list[list[int] | None]:
+        return judged_partitions(judge, conversations, texts, APPROACH)
 
     return cluster
 

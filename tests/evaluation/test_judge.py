@@ -10,7 +10,7 @@ import torch
 from local_server import Answer, refusal, reply, serving
 
 from spl.evaluation.judge import Comparison, Judge, Question, diversity_scores, win_rates
-from spl.evaluation.judge_prompts import COMPARISON, DIVERSITY, EQUIVALENCE, JudgePrompt, two_answers
+from spl.evaluation.judge_prompts import APPROACH, COMPARISON, DIVERSITY, EQUIVALENCE, JudgePrompt, two_answers
 from spl.evaluation.partitions import embedding_partition, exact_partition, judged_partitions
 from spl.sampling.server import ChatServer
 from spl.types import Message, UserError
@@ -64,9 +64,10 @@ def test_verdicts_are_read_strictly(prompt: JudgePrompt, answer: str, expected: 
 def test_a_prompt_that_changes_gets_another_name() -> None:
     texts = {
         p.name: hashlib.sha256(json.dumps(p.messages("")).encode()).hexdigest()
-        for p in (COMPARISON, DIVERSITY, EQUIVALENCE)
+        for p in (APPROACH, COMPARISON, DIVERSITY, EQUIVALENCE)
     }
     assert {name: digest[:12] for name, digest in texts.items()} == {
+        "approach-1": "9b9fc2a730e4",
         "comparison-1": "182a6c543803",
         "diversity-1": "a7ae78279163",
         "equivalence-1": "aef1fd303950",

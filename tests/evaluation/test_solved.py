@@ -1,14 +1,21 @@
 """Numbers over problems and training runs against obvious loops, on replies made by hand."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+from local_server import Answer, reply, serving
 
-from spl.evaluation.approaches import approaches, linked
+from spl.evaluation.approaches import approaches, by_judge, linked
 from spl.evaluation.grading import Graded, Solution
+from spl.evaluation.judge import Judge
 from spl.evaluation.sample_files import Reply
 from spl.evaluation.solved import Bootstrap, drawn_at, first_reached, item_records, measured, told
 from spl.intervals import paired_difference, resamples
 from spl.metrics.pass_at_k import pass_at_k
+from spl.sampling.server import ChatServer
 
 RANDOM = np.random.default_rng(3)
 
@@ -103,6 +110,18 @@ def test_approaches_are_counted_among_equal_numbers_of_solutions() -> None:
     # Of the six pairs of spl's, three have both ways.
     np.testing.assert_allclose(found[0], [[1.5, np.nan]])
     np.testing.assert_allclose(found[1], [[2.0, np.nan]])
+
+
+def test_a_judge_is_asked_about_approaches(tmp_path: Path) -> None:
+    def first_words(body: dict[str, Any], _: int) -> Answer:
+        a, b = re.findall(r"<answer_.>\n(\w+)", body["messages"][1]["content"])
+        return reply(f"Verdict: {'same' if a == b else 'different'}")
+
+    prompt = [{"role": "user", "content": "1 + 1?"}]
+    with serving(first_words) as (url, bodies):
+        judge = Judge(ChatServer(url, "m", retries=0), tmp_path / "judge.jsonl")
+        assert by_judge(judge)([prompt], [["add 1", "add 2", "count"]]) == [[0, 0, 1]]
+    assert all("same approach" in body["messages"][0]["content"] for body in bodies)
 
 
 def test_clusters_of_vectors() -> None:
