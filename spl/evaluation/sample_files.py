@@ -29,6 +29,7 @@ class SampleFile:
         headers: of the files that the replies are from.
         prompts: item to conversation.
         replies: item to replies, in the order in which they were drawn.
+        left_out: items that the sampler gave up, as a note in the file says.
     """
 
     policy: str
@@ -37,6 +38,7 @@ class SampleFile:
     headers: list[Record]
     prompts: dict[str, list[Message]] = field(default_factory=dict)
     replies: dict[str, list[Reply]] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)
 
     @property
     def num_samples(self) -> int:
@@ -67,6 +69,7 @@ def read_samples(paths: Sequence[str | Path]) -> list[SampleFile]:
 
 def _add(file: SampleFile, results: Results, seen: set[tuple[Any, ...]]) -> None:
     file.headers.append(results.header)
+    file.left_out |= {record["item"] for record in results.of("note") if "item" in record}
     for record in results.of("prompt"):
         if file.prompts.setdefault(record["item"], record["messages"]) != record["messages"]:
             raise UserError(f"{results.path}: prompt {record['item']!r} differs from that of another file.")

@@ -1,0 +1,99 @@
+"""What is measured of the replies to one prompt, by name. Formulas and traps are in spl/metrics.
+
+All of a measure's numbers are per prompt; what a prompt cannot tell (no words, no log-probability) is nan.
+"""
+
+import math
+from collections.abc import Sequence
+
+from spl.evaluation.sample_files import Reply
+from spl.metrics.diversity import answer_entropy, distinct_k, text_diversity, utility_k, words
+from spl.metrics.lexicon import lexical_integrity
+
+# The way that is better: 1 for more, -1 for less.
+DIVERSITY = {
+    "cosine_distance": 1,
+    "cosine_distance_v": 1,
+    "vendi": 1,
+    "judge_logical": 1,
+    "judge_content": 1,
+    "judge_surface": 1,
+    "distinct_k": 1,
+    "unique_answers": 1,
+    "answer_entropy": 1,
+    "distinct_1": 1,
+    "distinct_2": 1,
+    "distinct_3": 1,
+    "self_bleu": -1,
+    "compression_ratio": -1,
+}
+QUALITY = {
+    "reward": 1,
+    "reward_best": 1,
+    "utility_k": 1,
+    "win_rate": 1,
+    "reference_cross_entropy": -1,
+    "reference_cross_entropy_per_token": -1,
+    "lexical_integrity": 1,
+}
+BESIDE = ("length", "words", "ended", "truncation_rate", "surprisal", "surprisal_per_token")
+
+
+def reply_measures(replies: Sequence[Reply], match_length: int, own_law: bool) -> dict[str, float]:
+    """Measures of the texts, and what must be read beside them: length, and how many ended.
+
+    Args:
+        replies: to one prompt.
+        match_length: words of each that distinct-n, self-BLEU and compression look at.
+        own_law: whether they were drawn from the policy's own law, at temperature 1 without filters. Only then is the
+            mean of -log pi(y), `surprisal`, an estimate of the policy's entropy.
+    """
+    texts = [reply.text for reply in replies]
+    measures = text_diversity(texts, match_length) | {"answer_entropy": answer_entropy(texts)}
+    measures["lexical_integrity"] = mean_of([share for text in texts if (share := lexical_integrity(text)) == share])
+    measures["words"] = mean_of([float(len(words(text))) for text in texts])
+    lengths = [reply.num_tokens for reply in replies if reply.num_tokens is not None]
+    measures["length"] = mean_of([float(length) for length in lengths])
+    cut = [float(reply.finish == "length") for reply in replies if reply.finish]
+    measures["truncation_rate"] = mean_of(cut)
+    measures["ended"] = 1 - measures["truncation_rate"]
+    logps = [reply.logp for reply in replies if reply.logp is not None and own_law]
+    complete = len(logps) == len(replies) == len(lengths)
+    measures["surprisal"] = -mean_of(logps) if complete else math.nan
+    tokens = sum(length for length in lengths)
+    measures["surprisal_per_token"] = -sum(logps) / tokens if complete and tokens else math.nan
+    return measures
+
+
+def class_measures(
+    partition: Sequence[int] | None, utilities: Sequence[float] | None, patience: float
+) -> dict[str, float]:
+    """NoveltyBench's measures of classes of equal replies."""
+    if partition is None:
+        return {}
+    measures = {"distinct_k": float(distinct_k(partition))}
+    return measures | ({"utility_k": utility_k(partition, utilities, patience)} if utilities is not None else {})
+
+
+def reward_measures(rewards: Sequence[float]) -> dict[str, float]:
+    """Mean and best of the rewards of N replies; the best of more replies is higher, so compare at one N."""
+    return {"reward": mean_of(rewards), "reward_best": max(rewards, default=math.nan)}
+
+
+def utility_of(reward: float) -> float:
+    """A reward as a utility in (0, 1): the probability under Bradley-Terry that the reply beats one of reward 0."""
+    return 1 / (1 + math.exp(-reward)) if reward > -700 else 0.0
+
+
+def cross_entropy_measures(losses: Sequence[tuple[float, int]]) -> dict[str, float]:
+    """Cross-entropy under the reference, of a reply and of a token, from -log pi_ref(y|x) and the tokens of each."""
+    total, tokens = sum(loss for loss, _ in losses), sum(num for _, num in losses)
+    return {
+        "reference_cross_entropy": total / len(losses) if losses else math.nan,
+        "reference_cross_entropy_per_token": total / tokens if tokens else math.nan,
+    }
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """nan of none."""
+    return sum(values) / len(values) if values else math.nan
