@@ -7,7 +7,7 @@ Shapes of rows, told apart by their columns (others are ignored):
 - `question`, `mc1_choices`, `mc1_labels` (TruthfulQA; on the Hub `mc1_targets` with `choices` and `labels`): one label
   is 1. The right choice comes first in every row, so each row's choices are put in an order of their own.
 
-In CSV a list is written as JSON.
+In CSV a list is written as JSON. A column `subject`, where there is one, is kept: worked examples are of the same one.
 """
 
 import json
@@ -44,12 +44,14 @@ class MultipleChoice:
         choices: two to 26 answers, in the order in which they are shown.
         answer: index of the right one.
         row: where it came from.
+        subject: what it is about; "" where the row does not say.
     """
 
     question: str
     choices: tuple[str, ...]
     answer: int
     row: str = ""
+    subject: str = ""
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -59,6 +61,15 @@ class MultipleChoice:
         """The question as it is put to the model."""
         lines = [f"{letter}. {choice}" for letter, choice in zip(self.letters, self.choices, strict=True)]
         return "\n".join([self.question, "", *lines, "", "Answer with the letter of the right choice."])
+
+    def turns(self) -> tuple[Message, Message]:
+        """The question and its right letter, as a worked example for another."""
+        return {"role": "user", "content": self.render()}, {"role": "assistant", "content": self.letters[self.answer]}
+
+    def reordered(self, order: Sequence[int]) -> "MultipleChoice":
+        """The same question with choice order[k] in place k."""
+        choices = tuple(self.choices[k] for k in order)
+        return replace(self, choices=choices, answer=list(order).index(self.answer))
 
 
 class EncodedChoice(NamedTuple):
@@ -102,7 +113,8 @@ def _parse(row: dict[str, Any], where: str, seed: Sequence[int]) -> MultipleChoi
         choices, answer = tuple(listed[k] for k in order), order.index(right)
     else:
         raise UserError(f"expected the columns {_COLUMNS}; the columns with a value are {column_names(row)}.")
-    return MultipleChoice(text_of(row["question"], "question").strip(), choices, answer, where)
+    question = text_of(row["question"], "question").strip()
+    return MultipleChoice(question, choices, answer, where, str(row.get("subject", "")))
 
 
 def _texts(value: Any, name: str) -> tuple[str, ...]:
@@ -146,17 +158,23 @@ def _labelled(value: Any, count: int) -> int:
     return labels.index(1)
 
 
-def encode_choice(choice: MultipleChoice, encoder: Encoder) -> EncodedChoice:
+def encode_choice(choice: MultipleChoice, encoder: Encoder, shots: Sequence[MultipleChoice] = ()) -> EncodedChoice:
     """Tokenise a question with each of its letters as the reply; the token that tells them apart is scored, no other.
 
     What a tokenizer or template writes before every letter (a space, say) counts as prompt. What ends the turn is left
     out, so the scored token's law is the model's choice among the letters (and all else it might write).
 
+    Args:
+        choice: the question.
+        encoder: tokenises.
+        shots: worked examples, which stand before it as turns of the conversation.
+
     Raises:
         UserError: the template cannot render it, or the tokenizer gives two letters one token.
     """
     turn: Message = {"role": "user", "content": choice.render()}
-    encoded, _ = encoder.encode(PreferenceExample((turn,), choice.letters, (), row=choice.row))
+    turns = (*(turn for shot in shots for turn in shot.turns()), turn)
+    encoded, _ = encoder.encode(PreferenceExample(turns, choice.letters, (), row=choice.row))
     start = min(common(encoded.sequences[0], sequence) for sequence in encoded.sequences[1:])
     if len({sequence[start : start + 1] for sequence in encoded.sequences} - {()}) < len(choice.letters):
         name, letters = choice.row or "a question", ", ".join(choice.letters)

@@ -322,3 +322,18 @@ def test_letter_probabilities_of_real_rows(shared_data: Path, tiny_tokenizer: An
             logits = model(torch.tensor([ids])).logits[0, -1]
             assert law == pytest.approx(logits[letters("ABCD")].softmax(0).tolist(), abs=1e-5)
     assert len(found) == 12
+
+
+def test_worked_examples_are_turns_before_the_question(tiny_tokenizer: Any) -> None:
+    shot = parse_choices({"question": "1 + 1?", "choices": ["2", "1"], "answer": 0, "subject": "sums"})
+    encoder = Encoder(tiny_tokenizer)
+    encoded = encode_choice(parse_choices(SUM), encoder, [shot])
+    turns = [shot.render(), "A", parse_choices(SUM).render()]
+    prompt = f"<|bos|><|user|>{turns[0]}<|end|><|assistant|>{turns[1]}<|end|><|user|>{turns[2]}<|end|><|assistant|>"
+    assert encoder.decode_marked(encoded.example, 1) == f"{prompt}«B»"
+    assert (shot.subject, parse_choices(SUM).subject) == ("sums", "")
+
+
+def test_choices_in_another_order() -> None:
+    mixed = parse_choices(SUM).reordered((2, 0, 1))
+    assert (mixed.choices, mixed.answer) == (("5", "3", "4"), 2)
