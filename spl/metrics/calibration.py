@@ -70,12 +70,24 @@ def expected_calibration_error(
         equal_mass: bins of equal weight (Nixon et al. 2019, arXiv 1904.01685); else of equal width, [k/B, (k+1)/B).
         weights: [N], 1 each where not given.
     """
+    return calibration_error(reliability_bins(predictions, labels, num_bins, equal_mass=equal_mass, weights=weights))
+
+
+def reliability_bins(
+    predictions: Tensor,
+    labels: Tensor,
+    num_bins: int = 15,
+    *,
+    equal_mass: bool = False,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Sums in bins -> [3, num_bins], of arguments as `expected_calibration_error` takes them."""
     values, labels = predictions.double(), labels.double()
     weights = torch.ones_like(values) if weights is None else weights.double()
     if equal_mass:
         unique, index = torch.unique(values, return_inverse=True)
-        return calibration_error(equal_mass_bins(_sums(values, labels, weights, index, len(unique)), num_bins))
-    return calibration_error(_sums(values, labels, weights, _bin(values, num_bins), num_bins))
+        return equal_mass_bins(_sums(values, labels, weights, index, len(unique)), num_bins)
+    return _sums(values, labels, weights, _bin(values, num_bins), num_bins)
 
 
 def brier_score(probabilities: Tensor, labels: Tensor) -> Tensor:
