@@ -31,9 +31,11 @@ def print_estimates(records: Iterable[Mapping[str, Any]], names: Sequence[str], 
 
 
 def _cell(record: Mapping[str, Any]) -> str:
-    value, low, high = (_number(record[name]) for name in ("value", "low", "high"))
-    return f"{value}\n[{low} {high}]" if record["low"] is not None else value
+    value, low, high = (_number(record[name], digits) for name, digits in (("value", 3), ("low", 2), ("high", 2)))
+    return f"{value}\n[{low} {high}]" if low else value
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None or value != value else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+def _number(value: float | None, digits: int) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.{digits}f}" if abs(value) >= 10**-digits or not value else f"{value:.0e}"

@@ -83,7 +83,7 @@ class Evidence:
         shown = {"models": models, "base": START}
         sources = ["--questions", self.steps.source("mmlu"), self.steps.source("truthfulqa")]
         self.evaluate("calibration", "calibration", *sources, **shown, dpo=DPO, num_questions=plan.num_questions)
-        self.evaluate("opinions survey", "opinions", **shown, source="survey", presentation="hidden")
+        self.evaluate("opinions survey", "opinions", **shown, source="survey", presentation="unlisted")
         world = {"source": self.steps.source("opinions"), "orders": plan.orders, "num_questions": plan.num_opinions}
         self.evaluate("opinions world", "opinions", **shown, **world)
 
