@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from real_model import smollm2
 
 from spl.cli import main
 from spl.data.multiple_choice import MultipleChoice
@@ -115,11 +114,3 @@ def test_a_mistake_is_told(tmp_path: Path, change: dict[str, Any], complaint: st
     with pytest.raises(UserError, match=complaint):
         calibration(**arguments | given)
     assert not (tmp_path / "o.jsonl").exists()
-
-
-def test_a_real_model_on_real_questions(tmp_path: Path, shared_data: Path) -> None:
-    output, questions = tmp_path / "c.jsonl", str(shared_data / "mmlu_val.jsonl.gz")
-    calibration({"smollm2": smollm2()}, output, [questions], fit=0.5, num_questions=4, draws=20, device="cpu")
-    values = [r["values"] for r in read(output).of("item") if r["setting"] == "t 1"]
-    assert len(values) == 2
-    assert all(0.1 < value["mass"] <= 1 and 0.25 <= value["confidence"] <= 1 for value in values)

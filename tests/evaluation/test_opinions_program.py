@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from real_model import smollm2
 from scipy.spatial.distance import jensenshannon
 
 from spl.cli import main
@@ -149,10 +148,3 @@ def test_a_mistake_is_told(tmp_path: Path, change: dict[str, Any], complaint: st
     arguments: dict[str, Any] = {"models": {"a": "tiny"}, "output": tmp_path / "o.jsonl", "source": "survey"}
     with pytest.raises(UserError, match=complaint):
         opinions(**arguments | change)
-
-
-def test_a_real_model_on_the_survey(tmp_path: Path) -> None:
-    opinions({"smollm2": smollm2()}, tmp_path / "o.jsonl", "survey", presentation="unlisted", num_questions=4, draws=20)
-    shares = read(tmp_path / "o.jsonl").of("shares")
-    assert len(shares) == 4
-    assert all(0 < r["mass"] < 1 and max(r["model"]) < 1 for r in shares)
