@@ -1,4 +1,4 @@
-"""Closed questions and the shares of people who gave each answer; propositions to agree or disagree with.
+"""Closed questions and the shares of people who gave each answer.
 
 Shapes of rows with people's answers, told apart by their columns (others are ignored):
 
@@ -8,13 +8,11 @@ Shapes of rows with people's answers, told apart by their columns (others are ig
   there lists are written as Python writes them.
 - `obs1`, `obs2`, `hyp1`, `hyp2`, `votes` and `premise`, `hypothesis`, `votes` (ChaosNLI: alphaNLI and SNLI). How they
   are asked is ours.
-
-Propositions: `proposition`, `axis` (any name, such as x or y) and perhaps `weight`, -1 where agreement lies towards the
-axis' low end; 1 where it is not given.
 """
 
 import ast
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -37,6 +35,7 @@ _COLUMNS = (
     "question, options and shares, votes, distribution or selections, or those of ChaosNLI, "
     "obs1, obs2, hyp1, hyp2 and votes or premise, hypothesis and votes"
 )
+_NO_LITERAL = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError)
 # No opinion, but how an interview went; each begins the option.
 _NON_ANSWER = re.compile(
     r"\W*(dk|don.?t know|do not know|refused|no (answer|response)|(other )?missing|not (asked|available|applicable))\b",
@@ -91,21 +90,6 @@ class Opinion:
             answers = tuple(ascii_uppercase[list(order).index(k)] for k in range(len(order)))
         turn: Message = {"role": "user", "content": self.render(presentation, order)}
         return encoder.encode(PreferenceExample((turn,), answers, (), row=self.row))[0]
-
-
-@dataclass(frozen=True)
-class Proposition:
-    """A sentence to agree or disagree with, and which way along an axis agreement lies."""
-
-    text: str
-    axis: str
-    weight: float
-    row: str = ""
-
-    def opinion(self, scale: Sequence[str]) -> Opinion:
-        """As a question with a scale of agreement."""
-        question = f"{self.text}\n\nHow far do you agree or disagree?"
-        return Opinion(question, tuple(scale), {}, ordered=True, row=self.row)
 
 
 def read_opinions(
@@ -171,25 +155,6 @@ def parse_opinion(row: Mapping[str, Any], where: str = "") -> Opinion:
         raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
-def parse_proposition(row: Mapping[str, Any], where: str = "", seed: Sequence[int] = ()) -> Proposition:
-    """Read one row.
-
-    Raises:
-        UserError: a column is missing or cannot be used.
-    """
-    values = {name: plain_value(value) for name, value in row.items() if value is not None}
-    try:
-        if not values.keys() >= {"proposition", "axis"}:
-            raise UserError(f"expected the columns proposition and axis; those found are {column_names(values)}.")
-        weight = number_of(values.get("weight", 1), "weight")
-        if weight == 0:
-            raise UserError("weight is 0, so the proposition tells nothing: expected 1, -1 or another number.")
-        text = text_of(values["proposition"], "proposition").strip()
-        return Proposition(text, text_of(values["axis"], "axis"), weight, where)
-    except UserError as error:
-        raise UserError(f"{where}: {error}" if where else str(error)) from None
-
-
 def _parse(row: dict[str, Any], where: str) -> Opinion:
     if row.keys() >= {"obs1", "obs2", "hyp1", "hyp2", "votes"}:
         before, after = (text_of(row[name], name).strip() for name in ("obs1", "obs2"))
@@ -212,7 +177,7 @@ def _opinion(question: str, options: list[Any], people: Mapping[str, Any], order
     texts = tuple(text_of(str(o) if isinstance(o, int | float) else o, "an option").strip() for o in options)
     if len(set(texts)) < max(len(texts), 2):
         raise UserError(f"options must be two or more different answers, but are {shortened(options)}.")
-    shares = {group: _shares(values, len(texts)) for group, values in people.items()}
+    shares = {text_of(of, "a group", empty=True): _shares(values, len(texts)) for of, values in people.items()}
     if not shares:
         raise UserError("nobody's answers are given: expected shares or votes of at least one group.")
     return Opinion(question, texts, shares, ordered, row=where)
@@ -220,7 +185,7 @@ def _opinion(question: str, options: list[Any], people: Mapping[str, Any], order
 
 def _shares(values: Any, count: int) -> tuple[float, ...]:
     numbers = [number_of(v, "a share") for v in _listed(values, "shares")]
-    if len(numbers) != count or min(numbers) < 0 or not sum(numbers) > 0:
+    if len(numbers) != count or min(numbers) < 0 or not 0 < sum(numbers) < math.inf:
         raise UserError(
             f"shares or votes must be {count} numbers of 0 or more, one an option, and not all 0, but are "
             f"{shortened(values)}."
@@ -235,7 +200,7 @@ def _group(row: Mapping[str, Any]) -> str:
 def _selections(value: Any) -> dict[str, Any]:
     """Countries to their shares; on the Hub "defaultdict(<class 'list'>, {...})" is a text."""
     if isinstance(value, str):
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        with suppress(*_NO_LITERAL):
             value = ast.literal_eval(value[value.find("{") : value.rfind("}") + 1])
     if not isinstance(value, dict):
         raise UserError(f"selections must name countries and their shares, but is {shortened(value)}.")
@@ -246,7 +211,7 @@ def _listed(value: Any, name: str) -> list[Any]:
     """A list, or its text in JSON or as Python writes it."""
     for read in (json.loads, ast.literal_eval):
         if isinstance(value, str):
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            with suppress(*_NO_LITERAL):
                 value = read(value)
     if not isinstance(value, list | tuple) or not value:
         raise UserError(f"{name} must be a list, but is {shortened(value)}.")

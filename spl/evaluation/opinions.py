@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from spl.data.opinions import Opinion, Presentation, Proposition, parse_proposition, read_opinions
+from spl.data.opinions import Opinion, Presentation, read_opinions
 from spl.data.parsed import parsed_rows
+from spl.data.propositions import Proposition, parse_proposition
 from spl.data.source import named_source
 from spl.data.tokenization import Template
 from spl.evaluation.listed import each_policy, short_name

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from spl.data.opinions import Opinion, Proposition
+from spl.data.opinions import Opinion
+from spl.data.propositions import Proposition
 from spl.evaluation.choices import crossed
 from spl.evaluation.scaling import AS_IT_IS, estimate
 from spl.evaluation.shares import Asking

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from spl.data.opinions import Opinion, parse_opinion, parse_proposition, read_opinions, without_non_answers
+from spl.data.opinions import Opinion, parse_opinion, read_opinions, without_non_answers
+from spl.data.propositions import parse_proposition
 from spl.data.source import Source
 from spl.data.survey import SURVEY
 from spl.data.tokenization import Encoder
@@ -71,6 +72,9 @@ def test_scales_are_declared_or_numbered() -> None:
         ({"votes": None}, "expected the columns question, options and shares.*those? .*with a value are"),
         ({"options": ["Yes", "Yes"]}, "options must be two or more different answers"),
         ({"options": ["Yes"]}, "options must be two or more different answers"),
+        ({"votes": [1e308, 1e308]}, "must be 2 numbers of 0 or more"),
+        ({"group": "\ud800"}, "a group is not valid Unicode"),
+        ({"options": "{[]: 1}"}, "options must be a list"),
         ({"options": "Yes"}, "options must be a list, but is 'Yes'"),
         ({"options": ["Yes", None]}, "an option must be text"),
         ({"question": " "}, "question is empty"),

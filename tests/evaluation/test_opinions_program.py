@@ -9,7 +9,8 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 from spl.cli import main
-from spl.data.opinions import Opinion, Proposition, read_opinions
+from spl.data.opinions import Opinion, read_opinions
+from spl.data.propositions import Proposition
 from spl.data.source import Source
 from spl.data.survey import SURVEY
 from spl.evaluation.opinions import opinions

@@ -20,8 +20,9 @@ import atheris
 with atheris.instrument_imports(include=["spl"], enable_loader_override=False):
     import targets
 
-RUNS = {"rows": 80_000, "choices": 40_000, "files": 15_000, "checkpoint": 6_000, "config": 8_000, "texts": 5_000}
-STRUCTURED = ("rows", "choices")
+RUNS = {"rows": 80_000, "choices": 40_000, "opinions": 20_000, "files": 15_000}
+RUNS |= {"checkpoint": 6_000, "config": 8_000, "texts": 5_000}
+STRUCTURED = ("rows", "choices", "opinions")
 
 
 def fuzz(name: str, seed: int, runs: int, folder: Path) -> None:

@@ -27,6 +27,8 @@ from spl.commands import SPLCommand
 from spl.data.base import PreferenceDataModule
 from spl.data.formats import ROLES, parse_row
 from spl.data.multiple_choice import parse_choices
+from spl.data.opinions import parse_opinion, without_non_answers
+from spl.data.propositions import parse_proposition
 from spl.data.shards import Retries
 from spl.data.source import Source
 from spl.modules.preference import PreferenceModule
@@ -145,6 +147,31 @@ def choices(source: Provider) -> None:
     if found is not None:
         assert 0 <= found.answer < len(found.choices) <= 26
         found.render().encode()
+
+
+def opinions(source: Provider) -> None:
+    """A closed question with people's answers, or a proposition."""
+    good = {"question": "Tea?", "options": ["Yes", "No", "Don't know"], "shares": [0.5, 0.3, 0.2], "votes": [5, 3, 2],
+            "selections": "defaultdict(<class 'list'>, {'Chad': [0.2, 0.3, 0.5]})", "group": "cooks", "ordered": True,
+            "premise": "a", "hypothesis": "b", "obs1": "a", "obs2": "b", "hyp1": "c", "hyp2": "d",
+            "proposition": "Obey.", "axis": "x", "weight": -1}  # fmt: skip
+    names = source.PickValueInList([("question", "options", "shares", "group"), ("question", "options", "selections"),
+                                    ("question", "options", "votes", "ordered"), ("premise", "hypothesis", "votes"),
+                                    ("obs1", "obs2", "hyp1", "hyp2", "votes"),
+                                    ("proposition", "axis", "weight")])  # fmt: skip
+    row = {name: good[name] if source.ConsumeIntInRange(0, 2) else value(source) for name in names}
+    if "proposition" in names:
+        stated = told(lambda: parse_proposition(row, "a, row 1"))
+        assert stated is None or (stated.text and stated.axis and abs(stated.weight) > 0)
+        return
+    found = told(lambda: parse_opinion(row, "a, row 1"))
+    for opinion in (found, without_non_answers(found)) if found else ():
+        if opinion:
+            assert len(set(opinion.options)) == len(opinion.options) >= 2
+            opinion.render("text", range(len(opinion.options))).encode()
+            for group, shares in opinion.people.items():
+                group.encode()
+                assert len(shares) == len(opinion.options) and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-9
 
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".csv.gz", ".parquet")
