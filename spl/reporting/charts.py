@@ -146,6 +146,8 @@ def interval_text(value: float | None, low: float | None, high: float | None, si
         return "not known"
     if low is None or high is None:
         return f"{'+' if sign and value > 0 else ''}{short(value)}"
+    if high == low:
+        return f"{short(value)} [{short(low)}, {short(high)}]"
     form = f"{'+' if sign else ''}.{_digits(high - low)}f"
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 

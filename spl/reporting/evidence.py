@@ -125,11 +125,6 @@ def arm_of(record: Record) -> Arm:
     return Arm(record["policy"], record["setting"])
 
 
-def seed_label(arm: Arm, seed: int | None) -> str:
-    """An arm of one training run."""
-    return str(arm) if seed is None else f"{arm}, seed {seed}"
-
-
 def family(policy: str) -> str:
     """The first word of a label, and "base" for all that stands for the start of training or is but a yardstick."""
     word = policy.lower().replace("-", " ").replace("_", " ").split(" ")[0]
@@ -142,10 +137,10 @@ def is_yardstick(policy: str) -> bool:
 
 
 def policy_order(policy: str) -> tuple[int, str, float, str]:
-    """Sorts labels: by family, then by the number in the label."""
+    """Sorts labels: by family, then by the number in the label; yardsticks last."""
     known = family(policy)
     rank = FAMILIES.index(known) if known in FAMILIES else len(FAMILIES)
-    return rank, known, number_in(policy), policy
+    return rank + 10 * is_yardstick(policy), known, number_in(policy), policy
 
 
 def setting_order(setting: str) -> tuple[bool, str, float, str]:

@@ -136,13 +136,22 @@ def _points(
 
 
 def comparisons(front: list[Record], up: Measure) -> tuple[str, ...]:
-    """How each family's front compares with the others', a sentence each."""
-    gaps = {(r["policy"], r["rival"]): r for r in front if r.get("name") == "front_gap"}
-    return tuple(
-        _comparison(record, gaps.get((record["policy"], record["rival"])), up)
-        for record in front
-        if record.get("name") == "hypervolume_difference" and record["value"] is not None
-    )
+    """How families' fronts compare, a sentence a pair; SPL against others where it is among them."""
+    records = [_spl_first(record) for record in front if record.get("rival") and record["value"] is not None]
+    areas = [record for record in records if record["name"] == "hypervolume_difference"]
+    gaps = {(r["policy"], r["rival"]): r for r in records if r["name"] == "front_gap"}
+    of_spl = [record for record in areas if family(record["policy"]) == "spl"]
+    return tuple(_comparison(area, gaps.get((area["policy"], area["rival"])), up) for area in of_spl or areas)
+
+
+def _spl_first(record: Record) -> Record:
+    """A comparison of another family with SPL, turned round."""
+    if family(record["rival"]) != "spl" or family(record["policy"]) == "spl":
+        return record
+    turned = {name: None if record[name] is None else -record[name] for name in ("value", "low", "high")}
+    turned["low"], turned["high"] = turned["high"], turned["low"]
+    greater = None if record.get("greater") is None else 1 - record["greater"]
+    return record | turned | {"policy": record["rival"], "rival": record["policy"], "greater": greater}
 
 
 def _comparison(area: Record, gap: Record | None, up: Measure) -> str:
@@ -150,7 +159,7 @@ def _comparison(area: Record, gap: Record | None, up: Measure) -> str:
     parts = [f"{area['policy']} against {area['rival']}: area under the front {text} of the box"]
     if area.get("greater") is not None:
         parts.append(f"larger in {area['greater']:.0%} of the draws")
-    if gap and gap["value"] is not None:
+    if gap:
         better = interval_text(gap["value"], gap["low"], gap["high"], sign=True)
         parts.append(f"{up.title.lower()} better by {better} at equal diversity")
     return f"{', '.join(parts)}."

@@ -9,7 +9,7 @@ from spl.reporting.charts import interval_text
 from spl.reporting.differences import Key
 from spl.reporting.evidence import Arm, Estimates, Evidence, family, is_yardstick
 from spl.reporting.fronts import comparisons
-from spl.reporting.measures import BEST, QUALITY, measure
+from spl.reporting.measures import BEST, DIVERSITY, QUALITY, at_most_samples, measure
 from spl.reporting.opinions import whole_groups
 from spl.results import Record
 
@@ -22,7 +22,7 @@ class Card:
 
     Attributes:
         measure: with the group of items.
-        arm: the best.
+        arm: the best, and how many more are as good.
         policy: of the arm.
         value: with its interval.
         against: how far it is from the arm that others are held against, with its interval; "" where not known.
@@ -73,7 +73,7 @@ def cards(evidence: Evidence, apart: Differences) -> list[Card]:
         _card(Key(program, _best(arms, name), name, group), arms, apart)
         for program, names in BEST.items()
         for (name, group), arms in _main(evidence, program).items()
-        if name in names and len(arms) > 1
+        if name.partition("@")[0] in names and not name.endswith("_difference") and len(arms) > 1
     ]
 
 
@@ -81,10 +81,11 @@ def _main(evidence: Evidence, program: str) -> Estimates:
     """Estimates without those of single groups of people, and without yardsticks."""
     found = evidence.estimates(program)
     whole = whole_groups(found) if program == "opinions" else {group for _, group in found}
+    told = at_most_samples(name for name, _ in found)
     return {
         key: {arm: record for arm, record in arms.items() if not is_yardstick(arm.policy)}
         for key, arms in found.items()
-        if key[1] in whole
+        if key[1] in whole and key[0] in told
     }
 
 
@@ -96,17 +97,19 @@ def _card(key: Key, arms: Mapping[Arm, Record], apart: Differences) -> Card:
     record = arms[key.arm]
     title = f"{measure(key.name).title}, {key.group}" if key.group else measure(key.name).title
     value = interval_text(record["value"], record["low"], record["high"])
+    ties = sum(other["value"] == record["value"] for other in arms.values()) - 1
+    best = f"{key.arm} and {ties} more" if ties else str(key.arm)
     if key not in apart:
-        return Card(title, str(key.arm), key.arm.policy, value, "", False)
+        return Card(title, best, key.arm.policy, value, "", False)
     rival, interval = apart[key]
     clear = not interval.low <= 0 <= interval.high
     against = f"{interval_text(*interval[:3], sign=True)} beside {rival}"
-    return Card(title, str(key.arm), key.arm.policy, value, against, clear)
+    return Card(title, best, key.arm.policy, value, against, clear)
 
 
 def fronts(evidence: Evidence) -> list[str]:
     """How the fronts of SPL compare with DPO's, for the first pair of measures that has any."""
-    for x, y in product(BEST["diversity-quality"], QUALITY):
+    for x, y in product(("cosine_distance", *DIVERSITY), ("reward", "win_rate", "utility_k")):
         records = [r for r in evidence.of_families(f"{x} / {y}") if {"spl", "dpo"} <= _families(r)]
         if sentences := comparisons(records, QUALITY[y]):
             return [f"{measure(x).title} and {measure(y).title.lower()}: {sentence}" for sentence in sentences]

@@ -22,7 +22,7 @@ def curve_figure(
         inside = [record for record in records if record["group"] == group]
         rows = [row for record in inside for row in _rows(record, log)]
         titles = inside[0].get("x_name") or "x", inside[0].get("y_name") or "y"
-        panels.append(line_panel(rows, colours, titles, group or ("all" if len(groups) > 1 else ""), log))
+        panels.append(line_panel(rows, colours, titles, group or ("all items" if len(groups) > 1 else ""), log))
     return Figure(name, title, caption, panels) if panels else None
 
 

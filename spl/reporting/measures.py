@@ -1,5 +1,6 @@
 """What a measure is called in full, its unit, and which way is better. One that is not here keeps its own name."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -69,9 +70,22 @@ BESIDE = {
     "ended": Measure("Replies that ended", "share"),
     "truncation_rate": Measure("Replies cut at the most tokens", "share"),
 }
+SAME = (("surprisal_per_token", "surprisal"), ("length", "words"), ("ended", "truncation_rate"))
+"""Of BESIDE, what tells nearly the same."""
+
 BEST_OF_N = {
     "repeats": Measure("Repeated answers", "share of replies", -1),
+    "unread": Measure("Replies without a readable answer", "share", -1),
+    "approaches": Measure("Approaches among right solutions", "clusters", 1),
+    "samples_to_match": Measure("Samples that match the rival's most", "samples", -1),
 }
+AT_K = {
+    "pass": Measure("Solved", "problems", 1),
+    "majority": Measure("Right by majority", "problems", 1),
+    "reward_chosen": Measure("Right by reward", "problems", 1),
+    "distinct": Measure("Distinct answers", "answers", 1),
+}
+"""Of k samples; the records say pass@16, and pass@16_difference for what it is above a rival's."""
 CALIBRATION = {
     "accuracy": Measure("Accuracy", "share", 1),
     "ece": Measure("Calibration error", "equal width", -1),
@@ -114,13 +128,26 @@ YARDSTICKS = {"ece": "ece_if_calibrated", "ece_equal_mass": "ece_equal_mass_if_c
 
 BEST = {
     "diversity-quality": ("cosine_distance", "distinct_k", "reward", "win_rate"),
-    "best-of-n": ("pass@n",),
+    "best-of-n": ("pass",),
     "calibration": ("ece", "accuracy"),
     "opinions": ("one_minus_jsd",),
 }
-"""By what a report says first which policy is best, for every program."""
+"""By what a report says first which policy is best, for every program; "pass" of as many samples as there are."""
 
 
 def measure(name: str) -> Measure:
     """A measure by its name in the records."""
+    of, _, rest = name.partition("@")
+    if rest and of in AT_K:
+        k, _, difference = rest.partition("_")
+        found = AT_K[of]
+        return found._replace(title=f"{found.title}, {k} samples{', above the rival' if difference else ''}")
     return MEASURES.get(name, Measure(name.replace("_", " ")))
+
+
+def at_most_samples(names: Iterable[str]) -> list[str]:
+    """Each name once, without those of fewer than the most samples."""
+    given = list(dict.fromkeys(names))
+    sizes = {name: int(name.partition("@")[2].partition("_")[0]) for name in given if name.partition("@")[0] in AT_K}
+    most = max(sizes.values(), default=0)
+    return [name for name in given if sizes.get(name, most) == most]

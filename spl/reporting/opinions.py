@@ -1,11 +1,11 @@
 """Shares of answers, question by question: what people answered, and what policies would."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import altair as alt
 
 from spl.reporting.charts import Figure, Panel, Row, Spec, colour, panel, rows_of, short, thin
-from spl.reporting.evidence import Arm, Estimates, arm_order, seed_label
+from spl.reporting.evidence import Arm, Estimates, arm_of, arm_order
 from spl.results import Record
 
 _MOST = 200  # questions in a page
@@ -18,20 +18,23 @@ def whole_groups(found: Estimates) -> set[str | None]:
 
 
 def shares_figure(
-    records: list[Record], colours: Mapping[str, str], name: str, title: str, caption: str
+    records: list[Record], colours: Mapping[str, str], name: str, title: str, caption: str, chooser: str = "Question"
 ) -> Figure | None:
-    """A panel for every question; None where no shares are given."""
-    questions: dict[str, list[Record]] = {}
+    """A panel for every question; None where no shares are given.
+
+    Records of several training seeds are averaged.
+    """
+    questions: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        questions.setdefault(record["item"], []).append(record)
+        questions.setdefault((record["item"], record["question"], *record["options"]), []).append(record)
     if not questions:
         return None
-    kept = [list(questions)[k] for k in thin(len(questions), _MOST)]
+    kept = [list(questions.values())[k] for k in thin(len(questions), _MOST)]
     policies = [policy for policy in colours if any(record["policy"] == policy for record in records)]
     template = _template(policies, colours)
-    panels = [_question(item, questions[item], template) for item in kept]
+    panels = [_question(asked, template) for asked in kept]
     some = f" {len(kept)} of {len(questions)} questions are drawn, evenly spread." if len(kept) < len(questions) else ""
-    return Figure(name, title, caption + some, panels, ("Question",))
+    return Figure(name, title, caption + some, panels, (chooser,))
 
 
 def _template(policies: list[str], colours: Mapping[str, str]) -> Spec:
@@ -47,24 +50,32 @@ def _template(policies: list[str], colours: Mapping[str, str]) -> Spec:
     return panel(bars.encode(x=x, y=y, yOffset=offset, color=ink, tooltip=hover)).spec
 
 
-def _question(item: str, records: list[Record], template: Spec) -> Panel:
+def _question(records: list[Record], template: Spec) -> Panel:
     first = records[0]
+    arms: dict[Arm, list[Record]] = {}
+    for record in records:
+        arms.setdefault(arm_of(record), []).append(record)
     rows: list[Row] = []
     if first["people"]:
         rows += _bars(first["options"], first["people"], {"policy": _PEOPLE, "who": _PEOPLE, "place": 0, "mass": ""})
-    ordered = sorted(records, key=lambda r: (arm_order(Arm(r["policy"], r["setting"])), str(r["train_seed"])))
-    for place, record in enumerate(ordered, 1):
-        who = seed_label(Arm(record["policy"], record["setting"]), record["train_seed"])
-        mass = "not known" if record["mass"] is None else short(record["mass"])
-        told = {"policy": record["policy"], "setting": record["setting"], "who": who, "place": place, "mass": mass}
-        rows += _bars(record["options"], record["model"], told)
-    height = len(first["options"]) * (9 * (len(records) + 1) + 8)
+    masses = []
+    for place, arm in enumerate(sorted(arms, key=arm_order), 1):
+        mass = _mean([record["mass"] for record in arms[arm]])
+        told = "not known" if mass is None else short(mass)
+        masses.append(f"{arm}: {told}")
+        means = [_mean(shares) for shares in zip(*(record["model"] for record in arms[arm]), strict=True)]
+        row = {"policy": arm.policy, "setting": arm.setting, "who": str(arm), "place": place, "mass": told}
+        rows += _bars(first["options"], means, row)
+    height = len(first["options"]) * (9 * (len(arms) + 1) + 8)
     spec = template | {"data": {"values": rows}, "height": height, "title": first["question"]}
-    masses = ", ".join(
-        f"{row['who']} {row['mass']}" for row in rows if row["option"] == first["options"][0] and row["mass"]
-    )
-    lines = (f"Mass on the options: {masses}.",) if masses else ()
-    return Panel(spec, (f"{item}: {first['question']}",), lines)
+    lines = (f"Mass on the options: {'; '.join(masses)}.",)
+    return Panel(spec, (f"{first['item']}: {first['question']}",), lines)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Over the training seeds that have a value; None of none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _bars(options: list[str], shares: list[float | None], told: Row) -> list[Row]:

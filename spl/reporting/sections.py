@@ -9,7 +9,7 @@ from spl.reporting.dots import dots_figure, groups_figure
 from spl.reporting.evidence import Estimates, Evidence
 from spl.reporting.fronts import front_figure
 from spl.reporting.lines import curve_figure, training_figure
-from spl.reporting.measures import BESIDE, CALIBRATION, DIVERSITY, OPINIONS, QUALITY
+from spl.reporting.measures import BESIDE, CALIBRATION, DIVERSITY, OPINIONS, QUALITY, SAME, at_most_samples
 from spl.reporting.opinions import shares_figure, whole_groups
 from spl.reporting.reliability import reliability_figures
 from spl.results import Record
@@ -75,6 +75,13 @@ def _rest(found: Estimates, *drawn: Iterable[str]) -> list[str]:
     return [name for name in dict.fromkeys(name for name, _ in found) if not any(name in names for names in drawn)]
 
 
+def _beside(found: Estimates, colours: Colours, name: str) -> Figure | None:
+    """Entropy, length and how replies ended, over all items; of measures that tell the same the first."""
+    kept = [next((each for each in same if (each, None) in found), "") for same in SAME]
+    overall = {key: arms for key, arms in found.items() if key[1] is None}
+    return dots_figure(overall, kept, colours, name, "Entropy and length", _BESIDE)
+
+
 def _diversity(evidence: Evidence, colours: Colours) -> Section:
     program = "diversity-quality"
     found = evidence.estimates(program)
@@ -83,10 +90,10 @@ def _diversity(evidence: Evidence, colours: Colours) -> Section:
         front_figure(evidence, colours),
         dots_figure(found, DIVERSITY, colours, "diversity", "Diversity, measure by measure"),
         dots_figure(found, QUALITY, colours, "quality", "Quality, measure by measure"),
-        shares_figure(evidence.of("shares", program), colours, "stories", "Stories", _STORIES),
+        shares_figure(evidence.of("shares", program), colours, "stories", "Stories", _STORIES, "Told"),
         dots_figure(found, rest, colours, "diversity_more", "More"),
     ]
-    beside = dots_figure(found, BESIDE, colours, "beside", "Entropy and length", _BESIDE)
+    beside = _beside(found, colours, "beside")
     lead = "Does a policy say more different things, and are they as good?"
     return Section(program, "Diversity and quality", lead, _present(figures), _present([beside]))
 
@@ -102,8 +109,10 @@ def _best_of_n(evidence: Evidence, colours: Colours) -> Section:
         curve_figure(records, colours, f"best_of_n_{slug(name)}", name, caption, log=True)
         for name, records in curves.items()
     ]
-    figures.append(dots_figure(found, _rest(found, BESIDE), colours, "best_of_n", "In numbers"))
-    beside = dots_figure(found, BESIDE, colours, "best_of_n_beside", "Entropy and length", _BESIDE)
+    at_n = at_most_samples(name for name, _ in found if name.endswith("_difference") or "@" not in name)
+    names = [name for name in at_n if name not in BESIDE]
+    figures.append(dots_figure(found, names, colours, "best_of_n", "In numbers"))
+    beside = _beside(found, colours, "best_of_n_beside")
     lead = "Given more tries, does a policy find more right answers, or the same ones again?"
     return Section(program, "Best of N", lead, _present(figures), _present([beside]))
 

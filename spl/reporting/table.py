@@ -11,6 +11,7 @@ from spl.reporting.differences import Key
 from spl.reporting.evidence import Evidence, arm_of, arm_order
 from spl.reporting.headline import Differences
 from spl.reporting.measures import measure
+from spl.reporting.opinions import whole_groups
 
 COLUMNS = ("program", "measure", "group", "policy", "setting", "train_seed", "value", "low", "high", "num")
 APART = ("difference", "difference_low", "difference_high", "difference_from")
@@ -31,29 +32,28 @@ def _row(record: dict[str, Any], apart: Differences) -> Cells:
 
 
 def terminal(evidence: Evidence, apart: Differences) -> Group:
-    """A table for each program: measures and groups of items down, arms across where there is room, else down too."""
+    """A table for each program: under each measure and group of items a line for every arm."""
     programs = dict.fromkeys(record["program"] for record in evidence.of("estimate"))
     return Group(*(_of_program(evidence, program, apart) for program in programs))
 
 
 def _of_program(evidence: Evidence, program: str, apart: Differences) -> Table:
     table = Table(title=program, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("measure")
-    table.add_column("policy")
-    table.add_column("estimate [95 %]", justify="right", no_wrap=True)
+    table.add_column()
+    table.add_column("[95 %]", justify="right", no_wrap=True)
     table.add_column("difference [95 %]", justify="right", no_wrap=True)
-    for (name, group), arms in evidence.estimates(program).items():
+    found = evidence.estimates(program)
+    whole = whole_groups(found) or {group for _, group in found}
+    for (name, group), arms in found.items():
+        if group not in whole:
+            continue
+        keys = [Key(program, arm, name, group) for arm in sorted(arms, key=arm_order)]
+        rivals = dict.fromkeys(str(apart[key][0]) for key in keys if key in apart)
         title = measure(name).label if group is None else f"{measure(name).label}, {group}"
-        for place, arm in enumerate(sorted(arms, key=arm_order)):
-            record = arms[arm]
+        table.add_row(Text(title, style="bold"), "", Text(", ".join(f"to {r}" for r in rivals), "dim"))
+        for key in keys:
+            record = arms[key.arm]
             value = interval_text(record["value"], record["low"], record["high"])
-            cells = ("" if place else title, str(arm), value, _apart(Key(program, arm, name, group), apart))
-            table.add_row(*map(Text, cells))
+            difference = interval_text(*apart[key][1][:3], sign=True) if key in apart else ""
+            table.add_row(Text(f"  {key.arm}"), Text(value), Text(difference))
     return table
-
-
-def _apart(key: Key, apart: Differences) -> str:
-    if key not in apart:
-        return ""
-    rival, interval = apart[key]
-    return f"{interval_text(*interval[:3], sign=True)} to {rival}"

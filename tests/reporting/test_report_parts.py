@@ -21,7 +21,7 @@ from spl.results import ResultsError, header, write
         (0.43123, 0.41, 0.4523, "0.431 [0.410, 0.452]"),  # 0.042 wide: two digits of that are thousandths
         (1234.5, 1200.0, 1300.0, "1234 [1200, 1300]"),
         (3.14159, 1.0, 5.5, "3.1 [1.0, 5.5]"),
-        (2.0, 2.0, 2.0, "2.00000 [2.00000, 2.00000]"),
+        (2.0, 2.0, 2.0, "2 [2, 2]"),
         (0.5, None, None, "0.5"),
         (None, None, None, "not known"),
     ],
