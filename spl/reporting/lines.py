@@ -69,7 +69,7 @@ def training_figure(evidence: Evidence, colours: Mapping[str, str]) -> Figure | 
     panels = []
     for name, how in TRAINING.items():
         rows: list[Row] = [
-            {"policy": run.policy, "setting": "", "x": run.curves[name][k][0], "y": run.curves[name][k][1]}
+            {"policy": run.policy, "setting": run.setting, "x": run.curves[name][k][0], "y": run.curves[name][k][1]}
             for run in evidence.runs
             for k in thin(len(run.curves.get(name, ())), 4 * _MOST)
         ]

@@ -14,12 +14,14 @@ class Run:
     """A run folder.
 
     Attributes:
-        policy: its label, the folder's name.
+        policy: label of what it trained.
+        setting: what else sets it apart from other runs of the policy.
         curves: a logged name to its (step, value) in order.
         facts: steps and seconds of summary.json; empty where the run has not ended.
     """
 
     policy: str
+    setting: str
     folder: Path
     curves: dict[str, list[tuple[int, float]]]
     facts: dict[str, float]
@@ -36,7 +38,16 @@ def read_run(folder: Path) -> Run:
     Raises:
         ResultsError: metrics.csv or summary.json is broken.
     """
-    return Run(folder.name, folder, _curves(folder / "metrics.csv"), _facts(folder / "summary.json"))
+    policy, setting = _names(folder.name)
+    return Run(policy, setting, folder, _curves(folder / "metrics.csv"), _facts(folder / "summary.json"))
+
+
+def _names(name: str) -> tuple[str, str]:
+    """Policy and the rest of a folder's name, such as spl-1.2_model.lr=1e-5_seed=0 of a sweep; else the name and ""."""
+    policy, _, rest = name.partition("_")
+    if not rest.rpartition("_")[2].startswith("seed="):
+        return name, ""
+    return policy.replace("-", " "), rest.replace("_", ", ")
 
 
 def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:

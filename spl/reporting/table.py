@@ -13,7 +13,7 @@ from spl.reporting.headline import Differences
 from spl.reporting.measures import measure
 from spl.reporting.opinions import whole_groups
 
-COLUMNS = ("program", "measure", "group", "policy", "setting", "train_seed", "value", "low", "high", "num")
+COLUMNS = ("program", "measure", "group", "policy", "setting", "train_seed", "rival", "value", "low", "high", "num")
 APART = ("difference", "difference_low", "difference_high", "difference_from")
 
 Cells = list[str | float | None]
@@ -27,7 +27,7 @@ def rows(evidence: Evidence, apart: Differences) -> list[Cells]:
 def _row(record: dict[str, Any], apart: Differences) -> Cells:
     key = Key(record["program"], arm_of(record), record["name"], record["group"])
     rival, interval = apart.get(key, (None, (None, None, None)))
-    cells: Cells = [record[{"measure": "name"}.get(column, column)] for column in COLUMNS]
+    cells: Cells = [record.get({"measure": "name"}.get(column, column)) for column in COLUMNS]
     return [*cells, *interval[:3], str(rival) if rival else None]
 
 

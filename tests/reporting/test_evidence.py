@@ -52,8 +52,16 @@ def test_a_run_folder(tmp_path: Path) -> None:
     (run,) = gather([tmp_path]).runs
     assert run.curves["val/entropy"] == [(0, 160.0), (10, 130.0), (19, 103.0)]  # as made_results writes them
     assert run.facts == {"steps": 20.0, "seconds": 12.5}
+    assert (run.policy, run.setting) == ("dpo", "")
     (tmp_path / "dpo" / "summary.json").unlink()
     assert gather([tmp_path]).runs[0].facts == {}
+
+
+def test_runs_of_a_sweep_are_of_its_policies(tmp_path: Path) -> None:
+    for name in ("spl-1.2_model.lr=1e-5_seed=0", "my_run"):
+        make_run(tmp_path, name)
+    found = [(run.policy, run.setting) for run in gather([tmp_path]).runs]
+    assert found == [("my_run", ""), ("spl 1.2", "model.lr=1e-5, seed=0")]
 
 
 @pytest.mark.parametrize(

@@ -179,12 +179,12 @@ def _number(cell: Any) -> Any:
 
 
 def test_the_table_is_sorted_and_filtered(browser: Browser) -> None:
-    column = "[...document.querySelectorAll('#estimates tbody tr')].map(row => Number(row.cells[6].textContent))"
+    column = "[...document.querySelectorAll('#estimates tbody tr')].map(row => Number(row.cells[7].textContent))"
     browser.run("document.querySelector('#filter').value = 'HARD best'; document.querySelector('#filter').oninput()")
     groups = browser.run("[...document.querySelectorAll('#estimates tbody tr')].map(row => row.cells[2].textContent)")
     assert set(groups) == {"hard"}
     for sort in (sorted, lambda values: sorted(values, reverse=True)):
-        click(browser, "#estimates th:nth-child(7)")
+        click(browser, "#estimates th:nth-child(8)")
         values = browser.run(column)
         assert values == sort(values) and len(set(values)) > 3
 

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spl.reporting.browser import browsable
 from spl.reporting.charts import interval_text, thin
 from spl.reporting.colours import colours
 from spl.reporting.differences import Key, differences, rival
 from spl.reporting.evidence import Arm, Evidence, gather
+from spl.reporting.fronts import comparisons
 from spl.reporting.labels import place_labels
+from spl.reporting.measures import QUALITY, Measure, at_most_samples, measure
 from spl.results import ResultsError, header, write
 
 
@@ -133,3 +136,50 @@ def test_whom_others_are_held_against(tmp_path: Path) -> None:
     assert next(iter(found.values()))[1].value == -2.0
     with pytest.raises(ResultsError, match="baseline must be one of dpo, t 1, spl 2, t 1, but is 'grpo'"):
         differences(evidence(tmp_path, {"dpo": [1.0], "spl 2": [3.0]}), "grpo")
+
+
+def test_samples_of_files_that_share_an_item_are_kept_apart(tmp_path: Path) -> None:
+    for name, policy, asked in (("a", "dpo", "One?"), ("b", "spl 2", "One?"), ("c", "spl 2", "Two?")):
+        prompt = {"kind": "prompt", "item": "0", "messages": [{"role": "user", "content": asked}]}
+        sample = {"kind": "sample", "item": "0", "index": 0, "text": f"{policy}: {asked}"}
+        write(tmp_path / f"{name}.jsonl", header("sample", {}, policy=policy, setting="t 1"), [prompt, sample, sample])
+    example = {"kind": "example", "policy": "base", "setting": "t 1", "item": "9", "prompt": "Nine?", "texts": ["9"]}
+    write(tmp_path / "d.jsonl", header("best-of-n", {}), [example, example | {"policy": "dpo"}])
+    found = browsable(gather([tmp_path]), 10, 1)
+    assert [prompt["messages"][0]["content"] for prompt in found["prompts"]] == ["One?", "Two?", "Nine?"]
+    assert [column["label"] for column in found["columns"]] == ["base, t 1", "dpo, t 1", "spl 2, t 1"]
+    texts = [[[text for text, *_ in replies] for replies in column] for column in found["replies"]]
+    assert texts == [[[], [], ["9"]], [["dpo: One?"], [], []], [["spl 2: One?"], ["spl 2: Two?"], []]]
+    assert found["given"] == {"prompts": 3, "replies": 7}
+
+
+def test_fronts_are_compared_from_the_side_of_spl() -> None:
+    area = {"name": "hypervolume_difference", "policy": "dpo + temperature", "rival": "spl", "greater": 0.125}
+    gap = {
+        "name": "front_gap",
+        "policy": "dpo + temperature",
+        "rival": "spl",
+        "value": -0.4,
+        "low": -0.5,
+        "high": -0.31,
+    }
+    others = area | {"rival": "hdpo", "value": 0.0, "low": 0.0, "high": 0.0}
+    (said,) = comparisons([area | {"value": -0.21, "low": -0.3, "high": -0.12}, gap, others], QUALITY["reward"])
+    assert said == (
+        "spl against dpo + temperature: area under the front +0.21 [+0.12, +0.30] of the box, larger in 88% of the "
+        "draws, reward better by +0.40 [+0.31, +0.50] at equal diversity."
+    )
+
+
+def test_names_of_measures() -> None:
+    assert measure("pass@16").title == "Solved, 16 samples"
+    assert measure("pass@16_difference").title == "Solved, 16 samples, above the rival"
+    assert measure("never_heard_of") == Measure("never heard of")
+    assert at_most_samples(["pass@1", "pass@64", "repeats", "repeats", "pass@64_difference"]) == [
+        *("pass@64", "repeats", "pass@64_difference")
+    ]
+    assert [measure(name).axis for name in ("reward", "brier", "length")] == [
+        "Reward (mean of the replies), better →",
+        "← better, Brier score (0 to 2)",
+        "Length (tokens)",
+    ]

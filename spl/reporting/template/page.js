@@ -204,7 +204,9 @@ function column({ policy, label }, given, first) {
   const mean = tokens.length ? `${(tokens.reduce((a, b) => a + b, 0) / tokens.length).toFixed(0)} tokens on average` : "";
   const head = element("h3", {}, swatch(policy), label, element("span", { className: "small", textContent: mean }));
   head.style.borderColor = colourOf(policy);
-  return element("div", { className: "column" }, head, ...given.slice(first, first + PER_PAGE).map((reply, k) => card(reply, first + k)));
+  const cards = given.slice(first, first + PER_PAGE).map((reply, k) => card(reply, first + k));
+  const none = element("p", { className: "none", textContent: "no further reply to this prompt" });
+  return element("div", { className: "column" }, head, ...(cards.length ? cards : [none]));
 }
 
 function card([text, tokens, finish, logp], index) {
@@ -234,7 +236,7 @@ function rows() {
 function cell(value) {
   const number = typeof value === "number";
   const text = value === null ? "" : number && !Number.isInteger(value) ? Number(value.toPrecision(5)) : value;
-  return element("td", { className: number ? "number" : "", textContent: text });
+  return element("td", { className: number ? "number" : "", textContent: text, title: value ?? "" });
 }
 
 function fill() {
