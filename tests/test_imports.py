@@ -11,7 +11,7 @@ MAY_IMPORT = {
     "types": set(),
     "results": TYPES | {"disk"},
     "intervals": set(),
-    "runs": TYPES,
+    "runs": TYPES | {"disk"},
     "sweep": TYPES | {"disk", "results", "runs"},
     "programs": TYPES | {"secrets", "settings"},
     "secrets": set(),
