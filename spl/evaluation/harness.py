@@ -70,7 +70,8 @@ def run_tasks(
             **asking,
         )
     except (KeyError, ValueError, OSError) as error:
-        raise UserError(f"lm-eval cannot run {', '.join(tasks)}: {error}") from error
+        said = str(error).strip().split("\n")[0]
+        raise UserError(f"lm-eval cannot run {', '.join(tasks)}: {said}") from error
     samples = found.pop("samples")
     tracker.save_results_aggregated(results=found, samples=samples)
     for task, of in samples.items():

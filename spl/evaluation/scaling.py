@@ -26,9 +26,9 @@ SHOWN = ("accuracy", "temperature", "ece", "ece_if_calibrated", "log_loss", "mas
 """What the table on the terminal has of all that is measured."""
 
 NOTES = (
-    "Calibration errors (ECE) of few questions lie above the truth: compare them with ece_if_calibrated, what a model "
-    "that is calibrated perfectly would show with the same confidences and as many questions (mean and 95 % range of "
-    "200 simulations).",
+    "Calibration errors (ECE) of few questions lie above the truth, and so do their intervals, which are of what the "
+    "error is on average with as many questions: compare them with ece_if_calibrated, what a model that is calibrated "
+    "perfectly would show with the same confidences and as many questions (mean and 95 % range of 200 simulations).",
     "Where the setting is 't fitted', all log-probabilities of a run are divided by the temperature of least log-loss "
     "on questions that are measured nowhere else; intervals hold that temperature fixed.",
 )

@@ -139,3 +139,10 @@ def test_the_harness_run_for_real(tmp_path: Path) -> None:
     right = [int(found.scores[row].argmax()) == answer for row, answer in found.answers.items()]
     assert (len(right), sum(right) / 5) == (5, pytest.approx(accuracy))
     assert len(read(output).of("item")) == 2 * 3  # as it is and fitted, what was not for the temperature
+
+
+@pytest.mark.skipif(not find_spec("lm_eval"), reason="lm-eval is not installed: pip install 'spl[lm-eval]'")
+@pytest.mark.filterwarnings("ignore")  # of a foreign program
+def test_a_task_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lm-eval cannot run no_such_task"):
+        lm_eval(tmp_path / "o.jsonl", models={"a": "tiny"}, tasks=["no_such_task"], include=str(tmp_path))
