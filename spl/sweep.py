@@ -93,7 +93,8 @@ def sweep(
         seeds: of the runs (seed_everything and data.seed); [0] if not given.
         settings: of all runs; those of policies and grid come after them and win.
         select: choose the best value of settings such as the learning rate for each policy; without it all are chosen.
-        cache: folder of the reference's log-probabilities, "auto" or "none"; one in `output` if not given.
+        cache: folder of the reference's log-probabilities, which all runs share; without it the one that runs on this
+            machine share in any case.
         jobs: runs at a time. On GPUs each gets one, in turn, by CUDA_VISIBLE_DEVICES.
         dry_run: print the commands and run nothing.
 
@@ -105,7 +106,7 @@ def sweep(
     cells = [Cell(*combination) for combination in product(policies, _points(grid), seeds)]
     _check(cells, grid, select, jobs)
     configs = [arg for path in experiment for arg in ("--config", path)]
-    shared = (*configs, *arguments((settings or {}) | {"reference.cache": cache or str(folder / "reference")}))
+    shared = (*configs, *arguments((settings or {}) | ({"reference.cache": cache} if cache else {})))
     runs = {cell: _run(cell, folder, (*shared, *arguments(policies[cell.policy]))) for cell in cells}
     first = [cell for cell in cells if select is None or cell.seed in seeds[: select.num_seeds]]
     if dry_run:

@@ -58,11 +58,10 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_every_combination_is_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policies = {"dpo": {"model": "configs/model/dpo.yaml"}, "spl 1.2": {"model.global_temperature": 1.2}}
     grid = {"model.lr": [1e-4, 3e-4], "model.lora_targets": [["q_proj", "v_proj"]]}
-    found = commands(
-        capsys, [TINY], str(tmp_path), policies, grid, [0, 7], {"trainer.max_steps": 5, "model.alpha": None}
-    )
+    settings = {"trainer.max_steps": 5, "model.alpha": None}
+    found = commands(capsys, [TINY], str(tmp_path), policies, grid, [0, 7], settings, cache="kept")
     assert len(found) == len({option(command, "--output") for command in found}) == 2 * 2 * 2
-    assert {option(command, "--reference.cache") for command in found} == {str(tmp_path / "reference")}
+    assert {option(command, "--reference.cache") for command in found} == {"kept"}
     command = found[-1]
     assert command[:4] == ["spl", "fit", "--config", TINY] and command[-1] == "--resume"
     values = {"--trainer.max_steps": "5", "--model.alpha": "null", "--model.global_temperature": "1.2"}

@@ -77,9 +77,9 @@ def comparison_row(example: PreferenceExample) -> dict[str, object]:
 
 
 def demonstration_row(example: PreferenceExample) -> dict[str, object]:
-    """The conversation with its preferred response, for SFT."""
+    """The prompt with its preferred response, which alone is learned in SFT."""
     best = max(range(len(example.responses)), key=lambda k: sum(_for(c, k) for c in example.comparisons))
-    return {"messages": [*example.prompt, {"role": "assistant", "content": example.responses[best]}]}
+    return {"prompt": list(example.prompt), "response": example.responses[best]}
 
 
 def _for(comparison: tuple[int, int, float], k: int) -> float:

@@ -74,7 +74,7 @@ def sample(
         prompts: a local file or folder, or a data set's id on the Hub (ID, ID:CONFIG or ID:CONFIG:SPLIT); rows hold a
             prompt, messages, turns, a question or a preference pair.
         problems: in place of prompts the problems of best-of-n: "arithmetic", "gsm8k", "math", or a source as above.
-        num_prompts: the first of them (of problems, chosen at random by the seed); all by default.
+        num_prompts: the first of them (of problems some at random, the same for all seeds); all by default.
         system: message that opens every conversation that has none.
         num_samples: replies a prompt.
         max_new_tokens: most tokens of a reply; the paper does not state its own.
@@ -110,7 +110,7 @@ def sample(
     decoding = Decoding(temperature, top_k, top_p, min_p)
     tempering = _tempering(global_temperature, num_particles, num_runs, resample_below, decoding, server)
     name = _check(model, server, server_model, num_samples, max_new_tokens, batch_size)
-    asked = _conversations(prompts, problems, num_prompts, seed)
+    asked = _conversations(prompts, problems, num_prompts)
     questions = _shard([Question(*one) for one in enumerate(opened_with(system, asked))], shard)
     drawing: dict[str, Any] = {"num_samples": num_samples, "max_new_tokens": max_new_tokens, "seed": seed}
     labels = {
@@ -179,13 +179,13 @@ def _tempering(
     return Tempering(tau, particles, runs, below)
 
 
-def _conversations(prompts: str | None, problems: str | None, num: int | None, seed: int) -> Sequence[Conversation]:
+def _conversations(prompts: str | None, problems: str | None, num: int | None) -> Sequence[Conversation]:
     if prompts:
         if problems:
             raise UserError("--prompts and --problems are two sources: give one.")
         return read_conversations(prompts, num)
     if problems:
-        found = read_problems(problems, num, seed)
+        found = read_problems(problems, num)  # the same for all seeds, or samples drawn apart would not compare
         return [Conversation(one.item, ({"role": "user", "content": one.prompt},)) for one in found]
     raise UserError("give --prompts, a file or a data set's id on the Hub, or --problems.")
 

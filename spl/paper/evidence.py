@@ -67,11 +67,12 @@ class Evidence:
         plan = self.plan
         for name, number in plan.problems.items():
             source = self.steps.source(name)
-            drawn = {"problems": source, "num_prompts": number, "num_samples": plan.problem_samples}
-            drawn |= {"max_new_tokens": plan.problem_tokens}
-            files = self.sample([*self.decoded()], name, **drawn)
-            apart = self.sample([self.start], f"{name}-difficulty", seed=1, **drawn)
-            given = {"problems": source, "reward_model": self.reward_model, "rival": DPO, "encoder": plan.encoder}
+            drawn = {"problems": source, "num_prompts": number, "max_new_tokens": plan.problem_tokens}
+            files = self.sample([*self.decoded()], name, num_samples=plan.problem_samples, **drawn)
+            apart = self.sample([self.start], f"{name}-apart", num_samples=plan.difficulty_samples, seed=1, **drawn)
+            given: dict[str, Any] = {"problems": source, "rival": f"{DPO}, t 1"}
+            given |= {"easy_samples": plan.easy_samples, "medium_samples": plan.medium_samples}
+            given |= {"reward_model": self.reward_model, "encoder": plan.encoder}
             lists = ["--samples", *files, "--difficulty", *apart]
             self.evaluate(f"best-of-n {name}", "best-of-n", *lists, **given)
 

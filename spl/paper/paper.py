@@ -17,6 +17,7 @@ from spl.types import UserError
 
 log = logging.getLogger(__name__)
 
+GEM_TEMPERATURE = 0.7  # of arXiv 2408.16673
 SIZES, TRAINING, MEASURING = Sizes(), Training(), Measuring()
 
 

@@ -64,9 +64,12 @@ class Measuring:
         num_samples: replies to each prompt.
         max_new_tokens: most of a reply; not stated by the paper.
         decodings: names to options of spl sample, by which DPO's policy is decoded besides its own law.
-        problems: arithmetic, gsm8k or math to the number of problems; of arithmetic it is of each level.
+        problems: arithmetic, gsm8k or math to the number of problems.
         problem_samples: replies to each problem.
         problem_tokens: most of such a reply.
+        difficulty_samples: replies of the start, drawn apart, by which problems are easy, medium or hard.
+        easy_samples: of these that solve an easy problem at most; the paper has 4.
+        medium_samples: that solve a medium one at most; the paper has 64.
         num_questions: of MMLU and of TruthfulQA.
         num_opinions: of GlobalOpinionQA.
         orders: of the options of an opinion question that shares are averaged over.
@@ -77,9 +80,12 @@ class Measuring:
     num_samples: int = 8
     max_new_tokens: int = 64
     decodings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    problems: dict[str, int] = field(default_factory=lambda: {"arithmetic": 4})
+    problems: dict[str, int] = field(default_factory=lambda: {"arithmetic": 24})
     problem_samples: int = 16
     problem_tokens: int = 32
+    difficulty_samples: int = 32
+    easy_samples: int = 2
+    medium_samples: int = 16
     num_questions: int = 48
     num_opinions: int = 16
     orders: int = 2

@@ -62,7 +62,7 @@ def test_rows_are_read_back() -> None:
     for one in (example, many):
         read = parse_row(json.loads(json.dumps(comparison_row(one))))
         assert (read.prompt, read.responses, read.comparisons) == (one.prompt, one.responses, one.comparisons)
-    assert demonstration_row(example)["messages"] == [*example.prompt, {"role": "assistant", "content": "Good 0"}]
+    assert demonstration_row(example) == {"prompt": list(example.prompt), "response": "Good 0"}
     # Shares for a: .25 + .5; for b: .75 + .75; for c: .25 + .5.
-    assert demonstration_row(many)["messages"] == [*example.prompt, {"role": "assistant", "content": "b"}]
+    assert demonstration_row(many)["response"] == "b"
     assert prompt_row(3, example) == {"id": "3", "messages": list(example.prompt)}

@@ -170,3 +170,14 @@ def test_a_server(prompts: str, tmp_path: Path) -> None:
 def test_what_cannot_be_asked(prompts: str, tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         run(prompts, tmp_path / "a.jsonl", **options)
+
+
+def test_samples_of_another_seed_are_of_the_same_problems(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {k} + 1?", "answer": k + 1} for k in range(40)]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = []
+    for seed in (0, 1):
+        settings = {"problems": str(tmp_path / "problems.jsonl"), "num_prompts": 3, "num_samples": 1, "seed": seed}
+        sample("tiny", output=tmp_path / f"{seed}.jsonl", max_new_tokens=1, **settings)
+        asked.append(read(tmp_path / f"{seed}.jsonl").of("prompt"))
+    assert len(asked[0]) == 3 and asked[0] == asked[1]

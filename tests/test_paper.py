@@ -1,0 +1,119 @@
+"""The paper's steps in a row with the random model: that they fit together, are skipped when done, and end in a report.
+
+Steps are commands that run in processes of their own; here the same commands run in this one, which has the libraries
+loaded. `tests/test_sweep.py` has the processes.
+"""
+
+import contextlib
+import gzip
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spl.cli import main
+from spl.disk import append
+from spl.results import read
+from spl.runs import FINISHED, Outcome, Run
+
+TINY = str(Path(__file__).parents[1] / "configs/paper/tiny.yaml")
+ran: list[str] = []
+
+
+def in_this_process(runs: Sequence[Run], jobs: int = 1) -> list[Outcome]:
+    """As `spl.runs.execute` does."""
+    outcomes = []
+    for run in runs:
+        if run.is_finished():
+            outcomes.append(Outcome("skipped"))
+            continue
+        ran.append(run.name)
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        with run.log.open("w") as file, contextlib.redirect_stdout(file):
+            file.write(run.first_line)
+            try:
+                main(list(run.args))
+                outcomes.append(Outcome("finished"))
+            except SystemExit as end:
+                outcomes.append(Outcome("failed", said=str(end.code)))
+        append(run.log, FINISHED)
+    return outcomes
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the steps that ran, in order."""
+    use(monkeypatch, in_this_process)
+    ran.clear()
+    return ran
+
+
+def use(monkeypatch: pytest.MonkeyPatch, execute: Callable[..., list[Outcome]]) -> None:
+    for module in ("spl.paper.steps", "spl.paper.policies", "spl.sweep"):
+        monkeypatch.setattr(f"{module}.execute", execute)
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up rows in the shapes of the real files."""
+    folder = tmp_path_factory.mktemp("data")
+    dice = random.Random(0)
+    turn = "\n\nHuman: Is {} good?\n\nAssistant: {}"
+    pairs = [{"chosen": turn.format(k, "Yes."), "rejected": turn.format(k, "No idea.")} for k in range(20)]
+    write(folder / "hh_harmless.jsonl.gz", pairs)
+    mmlu = [
+        {"subject": "sums", "question": f"{k} + 1?", "choices": [str(k + j) for j in range(4)], "answer": 1}
+        for k in range(8)
+    ]
+    write(folder / "mmlu_val.jsonl.gz", mmlu)
+    truth = [
+        {"id": k, "question": f"Is {k} odd?", "mc1_choices": ["Perhaps", "Yes", "No"], "mc1_labels": [1, 0, 0]}
+        for k in range(8)
+    ]
+    write(folder / "truthfulqa_mc.jsonl.gz", truth)
+    opinions = []
+    for k in range(6):
+        share = dice.random()
+        row = {"id": k, "question": f"Do you like {k}?", "options": ["Yes", "No"], "distribution": [share, 1 - share]}
+        opinions += [row | {"country": country} for country in ("Here", "There")]
+    write(folder / "global_opinions.jsonl.gz", opinions)
+    return folder
+
+
+def test_everything_in_a_row(tmp_path: Path, data: Path, commands: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ["paper", "--config", TINY, "--data", str(data), "--output", str(tmp_path / "paper")]
+    main(args)
+    folder = tmp_path / "paper"
+    assert (folder / "report.html").stat().st_size > 10_000
+    programs = {read(path).header["program"] for path in (folder / "results").glob("*.jsonl")}
+    assert programs == {"diversity-quality", "best-of-n", "calibration", "opinions"}
+    estimates = read(folder / "results" / "diversity-quality.jsonl").of("estimate")
+    arms = {(record["policy"], record["setting"]) for record in estimates}
+    assert {("sft", "t 1"), ("dpo", "t 1"), ("dpo", "t 1.2"), ("spl 2", "t 1")} <= arms
+    openings = [
+        {
+            json.loads(line)["messages"][0]["content"]
+            for line in (folder / f"data/{name}_prompts.jsonl").read_text().splitlines()
+        }
+        for name in ("prompts", "dev", "reward_dev", "reward", "train")
+    ]
+    assert sum(map(len, openings)) == len(set().union(*openings))
+
+    assert commands[:2] == ["sft", "reward"] and commands[-1] == "report"
+
+    def left(runs: Sequence[Run], jobs: int = 1) -> list[Outcome]:
+        commands.extend(run.name for run in runs if not run.is_finished())
+        return [Outcome("skipped")] * len(runs)
+
+    commands.clear()
+    use(monkeypatch, left)
+    main(args)
+    assert commands == ["policies", "report"]  # the sweep looks for runs that failed; the report is drawn anew
