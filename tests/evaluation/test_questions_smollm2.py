@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from real_model import smollm2
 
 from spl.evaluation.calibration import calibration
 from spl.evaluation.opinions import opinions
@@ -11,14 +10,9 @@ from spl.evaluation.policies import EvaluatedPolicy
 from spl.results import Results, read
 
 
-@pytest.fixture(scope="module")
-def policy() -> EvaluatedPolicy:
-    return EvaluatedPolicy.load(smollm2(), device="cpu")
-
-
 @pytest.fixture(autouse=True)
-def loaded_once(policy: EvaluatedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EvaluatedPolicy, "load", lambda name, **_: policy)
+def loaded_once(smollm2_policy: EvaluatedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EvaluatedPolicy, "load", lambda name, **_: smollm2_policy)
 
 
 def values(results: Results) -> list[dict[str, float]]:
