@@ -69,7 +69,7 @@ def _row(arm: Arm, record: Record) -> Row:
 
 def _spans(rows: list[Row], y: alt.Y, title: str, colours: Mapping[str, str], label: str) -> list[alt.Chart]:
     ink = colour(colours, [row["policy"] for row in rows])
-    axis = alt.Axis(tickCount=4, format="~g")
+    axis = alt.Axis(tickCount=4, format=".6~g")
     hover = [alt.Tooltip("group:N")] if "group" in rows[0] else []
     hover += [alt.Tooltip("policy:N"), alt.Tooltip("setting:N"), alt.Tooltip("text:N", title=label)]
     hover.append(alt.Tooltip("num:Q", title="items"))

@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +77,6 @@ Estimates = Mapping[tuple[str, str | None], Mapping[Arm, Record]]
 """Of a program: by the measure's name and the group of items it is of."""
 
 
-@dataclass
 class Evidence:
     """Files and runs, in the order they were named.
 
@@ -87,18 +85,16 @@ class Evidence:
         runs: training runs.
     """
 
-    files: list[Results] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
+    def __init__(self, files: Sequence[Results], runs: Sequence[Run]) -> None:
+        self.files, self.runs = files, runs
+        self._of: dict[str, list[Record]] = {}
+        for file in files:
+            for record in file.records:
+                self._of.setdefault(record["kind"], []).append(record)
 
     def of(self, kind: str, program: str | None = None) -> list[Record]:
         """Records of a kind, of all programs or of one."""
-        return [
-            record
-            for file in self.files
-            if program in (None, file.header["program"])
-            for record in file.records
-            if record["kind"] == kind
-        ]
+        return [record for record in self._of.get(kind, ()) if program in (None, record["program"])]
 
     def estimates(self, program: str) -> Estimates:
         """Estimates of arms of a program that have a value."""
@@ -170,13 +166,15 @@ def gather(paths: Iterable[Path]) -> Evidence:
     Raises:
         ResultsError: a file is none, or a record is not what its kind must be.
     """
-    evidence = Evidence()
+    files: list[Path] = []
+    folders: list[Path] = []
     for path in paths:
         runs = find_runs(path)
-        evidence.runs += [read_run(folder) for folder in runs]
+        folders += runs
         if not runs or any(map(results.is_results, path.rglob("*.jsonl*"))):
-            evidence.files += [_checked(results.read(file)) for file in results.find([path])]
-    return evidence
+            files += results.find([path])
+    read = [_checked(results.read(file)) for file in dict.fromkeys(files)]
+    return Evidence(read, [read_run(folder) for folder in dict.fromkeys(folders)])
 
 
 def _checked(file: Results) -> Results:

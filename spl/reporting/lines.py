@@ -42,7 +42,7 @@ def line_panel(
 ) -> Panel:
     """Lines of rows {policy, setting, x, y, low, high, text}."""
     scale = alt.Scale(type="log", base=2, nice=False) if log else alt.Scale(zero=False, nice=False)
-    x = alt.X("x:Q", title=titles[0], scale=scale, axis=alt.Axis(tickCount=6, format="~s" if log else "~g"))
+    x = alt.X("x:Q", title=titles[0], scale=scale, axis=alt.Axis(tickCount=6, format="~s" if log else ".6~g"))
     y = alt.Y("y:Q", title=titles[1], scale=alt.Scale(zero=False))
     ink = colour(colours, [row["policy"] for row in rows])
     settings = sorted({row["setting"] for row in rows}, key=setting_order)
