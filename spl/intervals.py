@@ -5,8 +5,8 @@ training runs of a policy these are drawn again too, crossed with the prompts, s
 Policies that are compared see the same draws of prompts: what is hard for all of them then cancels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -134,28 +134,3 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
             front.append(k)
             best = points[k][1]
     return front[::-1]
-
-
-def hypervolume(points: Sequence[tuple[float, float]], corner: tuple[float, float]) -> float:
-    """Area that points dominate above a corner, larger being better on both axes; points below it add nothing."""
-    inside = [p for p in points if p[0] > corner[0] and p[1] > corner[1]]
-    area, left = 0.0, corner[0]
-    for k in pareto_front(inside):
-        area += (inside[k][0] - left) * (inside[k][1] - corner[1])
-        left = inside[k][0]
-    return area
-
-
-def front_draws(
-    points: Mapping[Any, tuple[ArrayLike, ArrayLike]], corner: tuple[float, float], draws: int = DRAWS, seed: int = 0
-) -> Array:
-    """Hypervolume of a family's points in every draw -> [draws].
-
-    Args:
-        points: a name to the values [prompts] or [seeds, prompts] of both measures, the same prompts for all.
-        corner: where the area begins, on both axes.
-        draws: number of draws.
-        seed: of the draws; two families with the same seed are compared in pairs.
-    """
-    means = [(draws_of(x, draws, seed), draws_of(y, draws, seed)) for x, y in points.values()]
-    return np.array([hypervolume([(float(x[d]), float(y[d])) for x, y in means], corner) for d in range(draws)])

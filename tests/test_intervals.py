@@ -1,7 +1,5 @@
 """Intervals against scipy's bootstrap and against theory; fronts against the definition."""
 
-import itertools
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -9,8 +7,6 @@ from scipy import stats
 from spl.intervals import (
     bootstrap,
     draws_of,
-    front_draws,
-    hypervolume,
     paired_difference,
     pareto_front,
     statistic_interval,
@@ -86,19 +82,3 @@ def test_a_front_is_what_nothing_dominates() -> None:
     front = [points[k] for k in pareto_front(points)]
     assert set(front) == best
     assert front == sorted(best)
-
-
-def test_a_hypervolume_is_the_covered_area() -> None:
-    """Unit squares below some point, counted."""
-    points = [(3.0, 1.0), (1.0, 4.0), (2.0, 2.0), (2.0, 1.0), (-1.0, 9.0)]
-    squares = sum(any(x < p and y < q for p, q in points) for x, y in itertools.product(range(9), range(9)))
-    assert hypervolume(points, (0.0, 0.0)) == squares
-    assert hypervolume(points, (5.0, 5.0)) == 0
-
-
-def test_a_front_shifted_by_a_constant_gains_in_every_draw() -> None:
-    x, y = RANDOM.normal(5, 1, size=30), RANDOM.normal(5, 1, size=30)
-    low = front_draws({"a": (x, y)}, (0, 0), draws=50)
-    high = front_draws({"a": (x + 1, y)}, (0, 0), draws=50)
-    assert (high > low).all()
-    np.testing.assert_allclose(low, draws_of(x, 50) * draws_of(y, 50))
