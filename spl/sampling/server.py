@@ -228,8 +228,10 @@ class ChatServer:
             raise UserError(self._sentence(error)) from error
 
     def _words(self, error: Exception) -> str:
+        """What was said, on one line and without the key."""
+        response: Any = getattr(error, "response", None)
+        said = " ".join((f"{response.status_code} {response.text}" if response is not None else str(error)).split())
         key = os.environ.get(self.api_key_env)
-        said = " ".join(str(error).split())
         return (said.replace(key, "...") if key else said)[:400].rstrip(".")
 
     def _sentence(self, error: Exception) -> str:

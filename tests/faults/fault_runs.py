@@ -50,8 +50,11 @@ class Lab:
     def start(self, folder: Path, *options: str, log: Path | None = None, **hooks: Any) -> int:
         """Process id of a run that goes on in a folder, or begins there."""
         command = ["fit", *TINY, *options, "--output", str(folder), "--resume"]
-        request = {"run": command, "env": {}, "log": str(log or folder.with_suffix(".log"))} | hooks
-        return self._ask(request)
+        return self.start_command(command, log or folder.with_suffix(".log"), **hooks)
+
+    def start_command(self, command: list[str], log: Path, **hooks: Any) -> int:
+        """Process id of any command."""
+        return self._ask({"run": command, "env": {}, "log": str(log)} | hooks)
 
     def wait(self, process: int) -> int:
         """Its exit status; negative where a signal killed it."""

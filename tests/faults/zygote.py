@@ -14,7 +14,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 import spl.callbacks.checkpoints
-import spl.commands  # noqa: F401  everything that a run imports
+import spl.commands
+import spl.evaluation.sample  # noqa: F401  everything that a run imports
 from spl import cli, disk
 
 

@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from spl.data.prompts import reply_batch
+from spl.logprobs.sequence import sequence_logps
 from spl.models import load_model
-from spl.sampling.generate import sample
+from spl.sampling.generate import draw, sample
+from spl.sampling.logits import Decoding
+from spl.types import Prompt
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +138,23 @@ def test_other_families_and_sliding_windows(kind: str) -> None:
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14]]
     found = sample(model, prompts, 6, eos_token_ids={2}, max_new_tokens=15, seeds=[0, 1])
     assert found == [step_by_step(model, p, s, 6, 2, 15) for p, s in zip(prompts, (0, 1), strict=True)]
+
+
+def test_what_a_reply_says_of_itself_is_what_scoring_says(model: torch.nn.Module) -> None:
+    """Log-probabilities at temperature 1, EOS among them, whatever a reply was drawn from."""
+    eos = int(law_after(model, PROMPT).topk(2).indices[1])
+    for decoding in (Decoding(), Decoding(1.7, top_k=40), Decoding(0)):
+        drawn = draw(model, [LONGER, PROMPT], 6, eos_token_ids={eos}, max_new_tokens=9, decoding=decoding, seeds=[1, 2])
+        prompts = [Prompt("", tuple(LONGER)), Prompt("", tuple(PROMPT))]
+        scored = sequence_logps(model, reply_batch(prompts, [[r.token_ids for r in replies] for replies in drawn]))
+        replies = [reply for replies in drawn for reply in replies]
+        torch.testing.assert_close(torch.tensor([r.logp for r in replies]).double(), scored.logps.detach().double())
+        assert scored.num_tokens.tolist() == [len(r.token_ids) for r in replies]
+        assert [r.ended for r in replies] == [r.token_ids[-1] == eos for r in replies]
+
+
+def test_a_model_that_gives_no_numbers_is_no_law(model: torch.nn.Module) -> None:
+    broken = load_model("tiny").eval()
+    torch.nn.init.constant_(broken.model.norm.weight, float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        replies_to(broken, 2, max_new_tokens=2)
