@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from spl.data.problems import read_problems
 from spl.evaluation.answers import answer_classes, final_answer, plain_number
-from spl.evaluation.equality import Equality
+from spl.evaluation.equality import Equality, _parsed, may_equal
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +128,15 @@ def test_right_answers_are_read_and_equal_themselves(shared_data: Path, equality
         if file.startswith("gsm8k"):
             assert final_answer(f"So it is 3.\n#### {problem.answer}") == problem.answer
     assert equality.given_up == 0
+
+
+def test_what_is_told_apart_beforehand_is_unequal_to_math_verify_too() -> None:
+    from math_verify import verify
+
+    answers = ["18", "18%", "0.18", "x=18", r"\frac{1}{3}", "0.333333", "2x+1", "1+2x", "2y+1", r"\{1,2\}", "1e-7"]
+    told = 0
+    for right, answer in permutations(answers, 2):
+        if not may_equal(right, answer):
+            told += 1
+            assert not verify(_parsed(right), _parsed(answer)), (right, answer)
+    assert told > 50
