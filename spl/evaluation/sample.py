@@ -36,6 +36,7 @@ def sample(
     prompts: str | None = None,
     problems: str | None = None,
     num_prompts: int | None = None,
+    template: str | None = None,
     system: str | None = None,
     num_samples: int = 16,
     max_new_tokens: int = 512,
@@ -75,6 +76,8 @@ def sample(
             prompt, messages, turns, a question or a preference pair.
         problems: in place of prompts the problems of best-of-n: "arithmetic", "gsm8k", "math", or a source as above.
         num_prompts: the first of them (of problems some at random, the same for all seeds); all by default.
+        template: how a problem is put, with {question} where it stands; by default arithmetic as it is, others with a
+            request to reason and to box the answer. Not stated by the paper.
         system: message that opens every conversation that has none.
         num_samples: replies a prompt.
         max_new_tokens: most tokens of a reply; the paper does not state its own.
@@ -110,7 +113,7 @@ def sample(
     decoding = Decoding(temperature, top_k, top_p, min_p)
     tempering = _tempering(global_temperature, num_particles, num_runs, resample_below, decoding, server)
     name = _check(model, server, server_model, num_samples, max_new_tokens, batch_size)
-    asked = _conversations(prompts, problems, num_prompts)
+    asked = _conversations(prompts, problems, num_prompts, template)
     questions = _shard([Question(*one) for one in enumerate(opened_with(system, asked))], shard)
     drawing: dict[str, Any] = {"num_samples": num_samples, "max_new_tokens": max_new_tokens, "seed": seed}
     labels = {
@@ -141,6 +144,7 @@ def sample(
             "model": name,
             "prompts": prompts or f"problems {problems}",
             "num_prompts": num_prompts,
+            "template": template,
             "system": system,
             "shard": shard,
             "dtype": None if server else dtype,
@@ -179,13 +183,15 @@ def _tempering(
     return Tempering(tau, particles, runs, below)
 
 
-def _conversations(prompts: str | None, problems: str | None, num: int | None) -> Sequence[Conversation]:
+def _conversations(
+    prompts: str | None, problems: str | None, num: int | None, template: str | None
+) -> Sequence[Conversation]:
     if prompts:
         if problems:
             raise UserError("--prompts and --problems are two sources: give one.")
         return read_conversations(prompts, num)
     if problems:
-        found = read_problems(problems, num)  # the same for all seeds, or samples drawn apart would not compare
+        found = read_problems(problems, num, template=template)  # one choice for all seeds: samples drawn apart compare
         return [Conversation(one.item, ({"role": "user", "content": one.prompt},)) for one in found]
     raise UserError("give --prompts, a file or a data set's id on the Hub, or --problems.")
 

@@ -1,16 +1,21 @@
 """`spl evaluate best-of-n` from files to records, on replies made by hand and on those of a real model."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from real_model import smollm2
 
 from spl import results
 from spl.cli import main
+from spl.data.problems import read_problems
 from spl.evaluation.best_of_n import best_of_n
+from spl.evaluation.sample import sample
+from spl.evaluation.sample_files import read_samples
 from spl.metrics.pass_at_k import pass_at_k
 from spl.types import UserError
 
@@ -138,3 +143,21 @@ def test_mistakes_end_in_a_sentence(tmp_path: Path, drawn: dict[str, str]) -> No
     with pytest.raises(UserError, match="max_k must be"):
         best_of_n([drawn["dpo"]], problems, output, max_k=0)
     assert not output.exists()
+
+
+def test_a_real_model_on_arithmetic(tmp_path: Path) -> None:
+    """SmolLM2 draws replies to the two easiest kinds of problems; every record is checked against its own replies."""
+    drawn = str(tmp_path / "drawn.jsonl")
+    sample(smollm2(), problems="arithmetic", num_prompts=2, num_samples=8, max_new_tokens=12, output=Path(drawn))
+    best_of_n([drawn], "arithmetic", tmp_path / "found.jsonl", protocol="level", draws=50, last_number="always")
+    [file], found = read_samples([drawn]), results.read(tmp_path / "found.jsonl")
+    problems = {problem.item: problem for problem in read_problems("arithmetic", 2)}
+    assert [record["item"] for record in found.of("item")] == list(problems)
+    for record in found.of("item"):
+        # Last numbers by another way: what remains when all else is blanked.
+        numbers = [re.sub(r"[^\d]+", " ", reply.text).split() for reply in file.replies[record["item"]]]
+        correct = sum(bool(n) and n[-1] == problems[record["item"]].answer for n in numbers)
+        assert record["values"]["correct"] == correct
+        assert record["values"]["pass@8"] == float(correct > 0)
+        assert record["values"]["surprisal"] > 0
+        assert record["group"] == f"level {problems[record['item']].level}"
