@@ -35,6 +35,8 @@ Start here:
   spl fit --config configs/experiment/smollm2_hh.yaml --data.path pairs.jsonl
   spl fit --config ... --config configs/callbacks/monitor.yaml       entropy, calibration, samples while it trains
   spl fit --config ... --model.alpha 0.2 --model.beta 0.1            keep more diversity; alpha = beta is DPO
+  spl fit --task sft --model configs/model/sft.yaml --data.path chats.jsonl ...        learn to write replies
+  spl fit --task reward --model configs/model/reward.yaml --data.path pairs.jsonl ...  a reward model
   spl fit --config ... --output runs/mine --resume                   go on after an interruption, or begin
   spl plan --config ... --model.model llama-3.1-8b --gpus 8          what a run would take on GPUs
 

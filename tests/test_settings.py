@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from spl.cli import main
-from spl.settings import MOST_VALUES, load_settings
+from spl.settings import MOST_VALUES, load_settings, setting_ahead
 
 TINY = ["--config", str(Path(__file__).parents[1] / "configs/experiment/tiny.yaml")]
 LAUGHS = "x0: &x0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
@@ -84,3 +84,16 @@ def test_aliases_are_read_and_numbers_stay_numbers() -> None:
     expected = {"a": {"lr": 1e-3, "name": "x"}, "b": {"lr": 1e-3, "name": "y"}, "c": {"lr": 1e-3, "name": "x"}}
     assert load_settings(text) == expected
     assert len(load_settings(f"prompts: [{'why,' * 9_000}]")["prompts"]) == 9_000
+
+
+def test_a_setting_that_the_parser_depends_on_is_read_ahead_of_it(tmp_path: Path) -> None:
+    """The last of the command line and the files it names; what cannot be read is left to the parser."""
+    (tmp_path / "a.yaml").write_text("task: sft\nmodel: {lr: 1}\n")
+    (tmp_path / "b.yaml").write_text("model: {task: other}\n")
+    (tmp_path / "bad.yaml").write_text("task: [")
+    configs = [f"--config={tmp_path / 'a.yaml'}", "--config", str(tmp_path / "b.yaml")]
+    assert setting_ahead(["fit", *configs], "task") == "sft"
+    assert setting_ahead(["fit", *configs, "--task", "reward"], "task") == "reward"
+    assert setting_ahead(["fit", "--task=reward", *configs], "task") == "sft"
+    assert setting_ahead(["fit", "--config", str(tmp_path / "bad.yaml"), "--config", "nowhere"], "task") is None
+    assert setting_ahead(["fit", "--task"], "task") == ""

@@ -49,7 +49,8 @@ class PreferenceDataModule(LightningDataModule):
             of responses (of a conversation to imitate, the first prompt's and then the end); "drop" leaves the row out;
             "raise" stops.
         template: "model" for its chat template, "plain" for "User: ...", "auto" for the first if there is one.
-        turn_end: "template" scores all that ends a turn, "eos" stops at the end-of-sequence token.
+        turn_end: "template" scores all that ends a turn, "eos" stops at the end-of-sequence token. A reward is read at
+            the last of these tokens, and replies are later scored by "template".
         columns: our column names to the data's, as {chosen: better, rejected: worse}.
         bad_rows: a row that cannot be used stops the run ("raise"), or is skipped and counted ("skip"); the first 100
             are written to quarantine.jsonl in the trainer's default_root_dir.
