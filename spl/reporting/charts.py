@@ -148,13 +148,13 @@ def interval_text(value: float | None, low: float | None, high: float | None, si
         return f"{'+' if sign and value > 0 else ''}{short(value)}"
     if high == low:
         return f"{short(value)} [{short(low)}, {short(high)}]"
-    form = f"{'+' if sign else ''}.{_digits(high - low)}f"
+    form = f"{'+' if sign else ''}z.{_digits(high - low)}f"
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def short(value: float) -> str:
     """A number with three digits that tell."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:z,.0f}" if abs(value) >= 1000 else f"{value:z.3g}"
 
 
 def _digits(width: float) -> int:
@@ -167,8 +167,8 @@ def _digits(width: float) -> int:
 
 def thin(count: int, most: int, geometric: bool = False) -> list[int]:
     """Indices of at most `most` of `count` points, both ends kept; closer together at the start where geometric."""
-    if count <= most:
-        return list(range(count))
+    if count <= most or most < 2:
+        return list(range(min(count, most)))
     if geometric:
         ratio = count ** (1 / (most - 1))
         return sorted({min(round(ratio**k), count) - 1 for k in range(most)})

@@ -19,10 +19,7 @@ def front_figure(evidence: Evidence, colours: Mapping[str, str]) -> Figure | Non
     """One panel for every pair of a measure of diversity and one of quality; None where there is no such pair."""
     found = evidence.estimates("diversity-quality")
     pairs = [
-        (x, y)
-        for y in QUALITY
-        for x in DIVERSITY
-        if len(found.get((x, None), {}).keys() & found.get((y, None), {}).keys()) > 1
+        (x, y) for y in QUALITY for x in DIVERSITY if _tell_apart(found.get((x, None), {}), found.get((y, None), {}))
     ]
     caption = (
         "Each point is a policy as it was decoded, with 95 % intervals over prompts (and training seeds, where there "
@@ -32,6 +29,12 @@ def front_figure(evidence: Evidence, colours: Mapping[str, str]) -> Figure | Non
     )
     panels = [_front(found, evidence.of_families(f"{x} / {y}"), x, y, colours) for x, y in pairs]
     return Figure("front", "Fronts", caption, panels, ("Diversity", "Quality")) if panels else None
+
+
+def _tell_apart(*measured: Mapping[Arm, Record]) -> bool:
+    """Whether the arms that have both measures differ in each."""
+    both = set.intersection(*(set(arms) for arms in measured))
+    return all(len({arms[arm]["value"] for arm in both}) > 1 for arms in measured)
 
 
 def _front(found: Estimates, front: list[Record], x: str, y: str, colours: Mapping[str, str]) -> Panel:

@@ -41,8 +41,8 @@ class Card:
 _ITEMS = {
     "diversity-quality": "prompts",
     "best-of-n": "problems",
-    "calibration": "questions",
-    "opinions": "closed questions",
+    "calibration": "questions with an answer",
+    "opinions": "questions of opinion",
 }
 
 

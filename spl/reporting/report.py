@@ -15,10 +15,11 @@ from spl.reporting.charts import IN_PAGE, Figure, in_page, in_print
 from spl.reporting.colours import colours
 from spl.reporting.differences import differences
 from spl.reporting.evidence import Evidence, gather
-from spl.reporting.headline import cards, caveats, compared, fronts
+from spl.reporting.headline import Differences, cards, caveats, compared, fronts
 from spl.reporting.page import page, vega_lite
 from spl.reporting.sections import Section, sections
 from spl.reporting.table import APART, COLUMNS, rows, terminal
+from spl.types import UserError
 
 log = logging.getLogger(__name__)
 
@@ -49,25 +50,17 @@ def report(
         browse_replies: most replies of a policy to a prompt in it.
 
     Raises:
-        ResultsError: a file is no results file or holds a broken record, or the baseline is no policy.
+        UserError: a file is no results file or holds a broken record, or the baseline is no policy.
     """
+    for name, most in (("browse_prompts", browse_prompts), ("browse_replies", browse_replies)):
+        if most < 0:
+            raise UserError(f"{name} must be 0 or more, but is {most}.")
     evidence = gather(results)
-    palette = colours(evidence.policies())
     apart = differences(evidence, baseline)
+    palette = colours(evidence.policies())
     found = sections(evidence, palette)
-    browser = browsable(evidence, browse_prompts, browse_replies)
     drawn = [figure for section in found for figure in (*section.figures, *section.beside)]
-    shown: dict[str, Any] = {
-        "compared": compared(evidence),
-        "fronts": fronts(evidence),
-        "cards": cards(evidence, apart),
-        "caveats": caveats(evidence),
-        "sections": found,
-        "others": _others(evidence, found),
-        "browser": _about_samples(browser),
-        "estimates": evidence.of("estimate"),
-        "sources": list(_sources(evidence)),
-    }
+    browser = browsable(evidence, browse_prompts, browse_replies)
     data = {
         "colours": palette,
         "config": IN_PAGE,
@@ -75,12 +68,27 @@ def report(
         "browser": browser,
         "table": {"columns": [*COLUMNS, *APART], "rows": rows(evidence, apart)},
     }
+    said = _said(evidence, apart, found) | {"browser": _about_samples(browser)}
     with replacing(output) as file:
-        file.write(page(title, shown, data).encode())
+        file.write(page(title, said, data).encode())
     folder = figures or output.with_name(f"{output.stem}_figures")
     _print_figures(drawn, folder)
     Console().print(terminal(evidence, apart))
     log.info("Wrote %s, and %d figures as PNG and SVG to %s.", output, len(drawn), folder)
+
+
+def _said(evidence: Evidence, apart: Differences, found: list[Section]) -> dict[str, Any]:
+    """What the page says in words."""
+    return {
+        "compared": compared(evidence),
+        "fronts": fronts(evidence),
+        "cards": cards(evidence, apart),
+        "caveats": caveats(evidence),
+        "sections": found,
+        "others": _others(evidence, found),
+        "estimates": bool(evidence.of("estimate")),
+        "sources": list(_sources(evidence)),
+    }
 
 
 def _packed(figure: Figure) -> dict[str, Any]:

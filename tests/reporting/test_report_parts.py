@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from spl.reporting.browser import browsable
-from spl.reporting.charts import interval_text, thin
+from spl.reporting.charts import Figure, interval_text, thin
 from spl.reporting.colours import colours
 from spl.reporting.differences import Key, differences, rival
 from spl.reporting.evidence import Arm, Evidence, gather
-from spl.reporting.fronts import comparisons
+from spl.reporting.fronts import comparisons, front_figure
 from spl.reporting.labels import place_labels
 from spl.reporting.measures import QUALITY, Measure, at_most_samples, measure
 from spl.results import ResultsError, header, write
@@ -25,6 +25,8 @@ from spl.results import ResultsError, header, write
         (1234.5, 1200.0, 1300.0, "1234 [1200, 1300]"),
         (3.14159, 1.0, 5.5, "3.1 [1.0, 5.5]"),
         (2.0, 2.0, 2.0, "2 [2, 2]"),
+        (-0.0, -0.0, 0.0, "0 [0, 0]"),
+        (-1e-9, -0.004, 0.004, "0.0000 [-0.0040, 0.0040]"),
         (0.5, None, None, "0.5"),
         (None, None, None, "not known"),
     ],
@@ -41,6 +43,7 @@ def test_signs_of_differences() -> None:
 
 def test_thin_keeps_both_ends() -> None:
     assert thin(5, 10) == [0, 1, 2, 3, 4]
+    assert thin(5, 1) == [0] and thin(5, 0) == []
     assert thin(9, 5) == [0, 2, 4, 6, 8]
     kept = thin(1024, 11, geometric=True)
     assert kept == [2**k - 1 for k in range(11)]
@@ -183,3 +186,20 @@ def test_names_of_measures() -> None:
         "← better, Brier score (0 to 2)",
         "Length (tokens)",
     ]
+
+
+def test_measures_by_which_all_are_equal_have_no_front(tmp_path: Path) -> None:
+    def figure(*vendi: float) -> Figure | None:
+        named = zip(("base", "dpo", "spl 2"), vendi, strict=True)
+        places = [({"kind": "estimate", "policy": policy, "setting": "t 1"}, value) for policy, value in named]
+        records = [place | {"name": "vendi", "value": value} for place, value in places]
+        records += [place | {"name": "reward", "value": k} for k, (place, _) in enumerate(places)]
+        write(tmp_path / "a.jsonl", header("diversity-quality", {}), records)
+        found = gather([tmp_path / "a.jsonl"])
+        return front_figure(found, colours(found.policies()))
+
+    drawn = figure(1.0, 1.0, 2.0)
+    assert drawn is not None and [panel.keys for panel in drawn.panels] == [
+        ("Vendi score (effective replies)", "Reward (mean of the replies)")
+    ]
+    assert figure(1.0, 1.0, 1.0) is None

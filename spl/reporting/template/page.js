@@ -213,7 +213,8 @@ function card([text, tokens, finish, logp], index) {
   const about = element("span", { className: "small", textContent: [`${index + 1}`, tokens === null ? "" : `${tokens} tokens`,
     logp === null ? "" : `log-probability ${logp.toFixed(1)}`].filter(Boolean).join(" · ") });
   if (finish === "length") about.append(element("span", { className: "cut", textContent: " · cut" }));
-  return element("div", { className: "reply" }, about, element("p", { textContent: text }));
+  const said = text ? { textContent: text } : { className: "none", textContent: "nothing" };
+  return element("div", { className: "reply" }, about, element("p", said));
 }
 
 // ---- table
