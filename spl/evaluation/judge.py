@@ -84,7 +84,8 @@ class Judge:
         answered = self.server.each(requests)
         said = f"asking {self.server.model}"
         console = Console(stderr=True)
-        for number, completions in track(answered, said, len(requests), console=console, transient=True):
+        quiet = not console.is_terminal
+        for number, completions in track(answered, said, len(requests), console=console, transient=True, disable=quiet):
             key, (prompt, _) = waiting[number]
             self._keep(key, prompt, completions[0].text)
         return [self._known[key] for key in keys]
