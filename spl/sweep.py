@@ -96,7 +96,7 @@ def sweep(
         cache: folder of the reference's log-probabilities, which all runs share; without it the one that runs on this
             machine share in any case.
         jobs: runs at a time. On GPUs each gets one, in turn, by CUDA_VISIBLE_DEVICES.
-        dry_run: print the commands and run nothing.
+        dry_run: print the commands and run nothing; with `select`, those that the choice is made by.
 
     Raises:
         UserError: the settings make no sweep.
@@ -108,7 +108,7 @@ def sweep(
     configs = [arg for path in experiment for arg in ("--config", path)]
     shared = (*configs, *arguments((settings or {}) | ({"reference.cache": cache} if cache else {})))
     runs = {cell: _run(cell, folder, (*shared, *arguments(policies[cell.policy]))) for cell in cells}
-    first = [cell for cell in cells if select is None or cell.seed in seeds[: select.num_seeds]]
+    first = cells if select is None else [cell for cell in cells if cell.seed in seeds[: select.num_seeds]]
     if dry_run:
         for cell in first:
             Console(soft_wrap=True).print(runs[cell].command, markup=False, highlight=False)
