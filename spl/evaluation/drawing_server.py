@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from spl.evaluation.drawing import Job, Key, Question, beginning
 from spl.results import Record
 from spl.sampling.logits import Decoding
-from spl.sampling.server import ChatRequest, ChatServer, Completion
+from spl.sampling.protocol import ChatRequest, Completion
+from spl.sampling.server import ChatServer
 
 
 class ServerDrawer:

@@ -17,7 +17,8 @@ from rich.progress import track
 from spl.evaluation.judge_prompts import COMPARISON, DIVERSITY, JudgePrompt, many_answers, two_answers
 from spl.results import Appender, header
 from spl.sampling.logits import Decoding
-from spl.sampling.server import ChatRequest, ChatServer
+from spl.sampling.protocol import ChatRequest
+from spl.sampling.server import ChatServer
 from spl.types import Message
 
 Verdict = dict[str, str]

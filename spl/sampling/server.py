@@ -11,51 +11,25 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from spl.sampling.logits import Decoding
+from spl.sampling.protocol import (
+    NEUTRAL,
+    ChatRequest,
+    Completion,
+    completions,
+    optional_fields,
+    required_fields,
+)
 from spl.types import Message, UserError
 
 log = logging.getLogger("spl")
-
-# What asks for the model's law itself. Left out, a server's own defaults hold (llama.cpp: top_k 40, min_p 0.05).
-_NEUTRAL = {"top_k": -1, "min_p": 0.0}
-
-
-class Completion(NamedTuple):
-    """One reply."""
-
-    text: str
-    num_tokens: int | None  # None where the server does not count
-    finish: Literal["stop", "length"]
-    logp: float | None  # of its tokens under the model's law at temperature 1, nats; None where that is not known
-
-
-@dataclass(frozen=True)
-class ChatRequest:
-    """What to ask of a server.
-
-    Attributes:
-        messages: the conversation, which ends with a turn that a reply can follow.
-        n: replies.
-        decoding: how their tokens are drawn.
-        max_tokens: most tokens of a reply.
-        seed: of the replies; a server may pass over it.
-        logprobs: whether the replies' log-probabilities are wanted.
-    """
-
-    messages: Sequence[Message]
-    n: int = 1
-    decoding: Decoding = field(default_factory=Decoding)
-    max_tokens: int = 1024
-    seed: int | None = None
-    logprobs: bool = False
 
 
 class ChatServer:
@@ -117,8 +91,8 @@ class ChatServer:
             UserError: there is no answer, or the server refuses what was asked for.
         """
         request = ChatRequest(messages, n, decoding or Decoding(), max_tokens, seed, logprobs)
-        [(_, completions)] = self.each([request])
-        return completions
+        [(_, found)] = self.each([request])
+        return found
 
     def each(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, list[Completion]]]:
         """Ask for all of them, several at a time -> (number of the request, its replies) as the answers come.
@@ -168,40 +142,23 @@ class ChatServer:
         self, client: Any, room: asyncio.Semaphore, request: ChatRequest, n: int, first: int
     ) -> list[Completion]:
         """The replies first, first + 1, ... to a request, n or as many as the server gives."""
+        required, asked = required_fields(request), optional_fields(request, n, first)
         while True:
-            required, optional = self._body(request, n, first)
-            body = {**required, **{name: value for name, value in optional.items() if name not in self._refused}}
-            extra = {name: body.pop(name) for name in _NEUTRAL if name in body}
+            length = "max_completion_tokens" if "max_tokens" in self._refused else "max_tokens"
+            optional = {name: value for name, value in asked.items() if name not in self._refused}
+            body = {"model": self.model, length: request.max_tokens, **required, **optional}
             async with room:
-                outcome = await self._send(client, body, extra)
+                outcome = await self._send(client, body)
             if not isinstance(outcome, str):
-                return self._completions(outcome, request)
-            self._refuse(outcome, {**body, **extra}.keys() & optional.keys())
+                return self._found(outcome, request)
+            self._refuse(outcome, length, set(optional))
 
-    def _body(self, request: ChatRequest, n: int, first: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What must be in a request, and what may be left out of it."""
-        decoding = request.decoding
-        length = "max_completion_tokens" if "max_tokens" in self._refused else "max_tokens"
-        required = {
-            "model": self.model,
-            "messages": list(request.messages),
-            length: request.max_tokens,
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p or 1.0,
-        }
-        optional: dict[str, Any] = {}
-        for name, neutral in _NEUTRAL.items():
-            value = decoding.filters.get(name)
-            (optional if value is None else required)[name] = neutral if value is None else value
-        if request.seed is not None:
-            optional["seed"] = (request.seed * 1_000_003 + first) % 2**31  # vLLM adds the reply's number itself
-        if request.logprobs or n > 1:  # also tells how long each of several replies is
-            optional["logprobs"] = True
-        if n > 1:
-            optional["n"] = n
-        return required, optional
+    def _found(self, answer: Any, request: ChatRequest) -> list[Completion]:
+        if found := completions(answer, request, self.raw_logprobs):
+            return found
+        raise UserError(f"{self.base_url} answered without a reply.")
 
-    async def _send(self, client: Any, body: dict[str, Any], extra: dict[str, Any]) -> Any:
+    async def _send(self, client: Any, body: dict[str, Any]) -> Any:
         """The server's answer; what it says where it refuses the request.
 
         Raises:
@@ -209,6 +166,8 @@ class ChatServer:
         """
         import openai
 
+        extra = {name: body[name] for name in NEUTRAL if name in body}  # which the package has no arguments for
+        known = {name: value for name, value in body.items() if name not in extra}
         broken = (openai.APIResponseValidationError, ValueError)  # an answer that was cut is no JSON
         attempts = AsyncRetrying(
             stop=stop_after_attempt(self.retries + 1),
@@ -218,7 +177,7 @@ class ChatServer:
         )
 
         async def create() -> Any:
-            return await client.chat.completions.create(**body, extra_body=extra)
+            return await client.chat.completions.create(**known, extra_body=extra)
 
         try:
             return await attempts(create)
@@ -251,20 +210,20 @@ class ChatServer:
             return f"{self.base_url} answered with an error in {tried}: {self._words(error)}."
         return f"{self.base_url} gave no usable answer in {tried}: {self._words(error) or type(error).__name__}."
 
-    def _refuse(self, said: str, optional: set[str]) -> None:
+    def _refuse(self, said: str, length: str, optional: set[str]) -> None:
         """Leave fields that the server named, or all that may be, out of every later request.
 
         Raises:
             UserError: none of them may be left out.
         """
-        if "max_completion_tokens" in said and "max_tokens" not in self._refused:
+        if "max_completion_tokens" in said and length == "max_tokens":
             self._refused.add("max_tokens")
             return
         refused = {name for name in optional if re.search(rf"\b{name}\b", said)} or optional
         if not refused:
             raise UserError(f"{self.base_url} refuses the request: {said}.")
         self._refused |= refused
-        if law := sorted(refused & _NEUTRAL.keys()):
+        if law := sorted(refused & NEUTRAL.keys()):
             self._say(
                 "law",
                 f"{self.base_url} does not take {' and '.join(law)}: its own defaults for them hold, so that replies "
@@ -277,27 +236,6 @@ class ChatServer:
         if topic not in self._said:
             self._said.add(topic)
             log.warning(sentence)
-
-    def _completions(self, answer: Any, request: ChatRequest) -> list[Completion]:
-        usage = getattr(answer.usage, "completion_tokens", None)
-        choices = answer.choices or []
-        logprobs = [[t.logprob for t in getattr(choice.logprobs, "content", None) or []] for choice in choices]
-        # A server may leave the last token, EOS, out of these.
-        counted = all(logprobs) and usage in (None, sum(map(len, logprobs)))
-        one_law = request.decoding.is_own_law or self.raw_logprobs
-        completions = []
-        for choice, values in zip(choices, logprobs, strict=True):
-            completions.append(
-                Completion(
-                    text=choice.message.content or "",
-                    num_tokens=len(values) if counted else usage if len(choices) == 1 else None,
-                    finish="length" if choice.finish_reason == "length" else "stop",
-                    logp=sum(values) if counted and one_law and request.logprobs else None,
-                )
-            )
-        if not completions:
-            raise UserError(f"{self.base_url} answered without a reply.")
-        return completions
 
     def _compare(self, replies: list[Completion], request: ChatRequest) -> None:
         """Long replies that are all the same were hardly drawn."""

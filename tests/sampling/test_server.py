@@ -8,7 +8,8 @@ import pytest
 from local_server import Answer, refusal, reply, serving
 
 from spl.sampling.logits import Decoding
-from spl.sampling.server import ChatRequest, ChatServer, Completion
+from spl.sampling.protocol import ChatRequest, Completion
+from spl.sampling.server import ChatServer
 from spl.types import Message, UserError
 
 ASK: list[Message] = [{"role": "user", "content": "Tea or coffee?"}]
