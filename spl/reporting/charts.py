@@ -135,9 +135,19 @@ def in_page(panel: Panel) -> Spec:
 
 def in_print(panels: list[Panel], columns: int = 3) -> Spec:
     """Panels as one figure for a paper."""
-    sized = [{"width": WIDTH, "height": HEIGHT} | panel.spec for panel in panels]
+    sized = [copy.deepcopy({"width": WIDTH, "height": HEIGHT} | panel.spec) for panel in panels]
+    _share_colours(sized)
     whole: Spec = sized[0] if len(sized) == 1 else {"concat": sized, "columns": columns, "spacing": 24}
     return whole | {"config": THEME}
+
+
+def _share_colours(specs: list[Spec]) -> None:
+    """Give all panels the policies of all: panels of one figure have one scale, of which Vega-Lite takes the first."""
+    layers = [layer for spec in specs for layer in (spec, *spec.get("layer", []))]
+    scales = [layer["encoding"]["color"]["scale"] for layer in layers if "color" in layer.get("encoding", {})]
+    known = {name: ink for scale in scales for name, ink in zip(scale["domain"], scale["range"], strict=True)}
+    for scale in scales:
+        scale["domain"], scale["range"] = list(known), list(known.values())
 
 
 def interval_text(value: float | None, low: float | None, high: float | None, sign: bool = False) -> str:

@@ -14,6 +14,7 @@ from chromium import Browser, chromium
 from made_results import ARMS, HOSTILE, QUESTION, make_all, make_run
 
 from spl.cli import main
+from spl.reporting.colours import colours
 from spl.results import header, read, write
 
 
@@ -215,6 +216,10 @@ def test_figures_for_papers(made: Made) -> None:
     assert "Cosine distance of replies (U), better →" in front and "dpo + temperature" in front
     assert front.count('aria-roledescription="point"') == len(ARMS)
     assert QUESTION in (folder / "opinions_1.svg").read_text()
+    # Each panel is of one policy, in its colour: points, lines and bars, and the legend.
+    inks = colours(["base", "dpo", "spl 1.2", "spl 2", "spl 4"])
+    reliability = (folder / "reliability_mmlu.svg").read_text()
+    assert all(reliability.count(inks[policy]) > 20 for policy in ("base", "dpo", "spl 1.2", "spl 4"))
 
 
 def test_the_terminal_says_the_same(made: Made) -> None:
