@@ -25,6 +25,7 @@ import torch
 from spl import checkpoints
 from spl.commands import SPLCommand
 from spl.data.base import PreferenceDataModule
+from spl.data.demonstrations import parse_demonstration
 from spl.data.formats import ROLES, parse_row
 from spl.data.multiple_choice import parse_choices
 from spl.data.opinions import parse_opinion, without_non_answers
@@ -34,7 +35,7 @@ from spl.data.source import Source
 from spl.modules.preference import PreferenceModule
 from spl.secrets import redact
 from spl.settings import check_groups
-from spl.types import UserError
+from spl.types import Demonstration, UserError
 
 Provider = Any
 FOLDER = Path(tempfile.mkdtemp(prefix="spl-fuzz-"))
@@ -119,6 +120,9 @@ def rows(source: Provider) -> None:
     if not source.ConsumeIntInRange(0, 9):
         row = value(source)
     columns = {source.PickValueInList(list(COLUMNS)): "prompt"} if not source.ConsumeIntInRange(0, 9) else None
+    shown = told(lambda: parse_demonstration(row, "a, row 1", columns))
+    for prompt, reply in shown.turns if isinstance(shown, Demonstration) else ():
+        assert prompt and prompt[-1]["role"] != "assistant" and reply.strip()
     example = told(lambda: parse_row(row, "a, row 1", columns))
     if example is None:
         return
