@@ -97,7 +97,7 @@ def test_everything_in_a_row(tmp_path: Path, data: Path, commands: list[str], mo
     assert programs == {"diversity-quality", "best-of-n", "calibration", "opinions"}
     estimates = read(folder / "results" / "diversity-quality.jsonl").of("estimate")
     arms = {(record["policy"], record["setting"]) for record in estimates}
-    assert {("sft", "t 1"), ("dpo", "t 1"), ("dpo", "t 1.2"), ("spl 2", "t 1")} <= arms
+    assert {("sft", "t 1"), ("dpo", "t 1"), ("dpo", "t 1.2"), ("spl 2", "t 1"), ("gem dpo", "t 1")} <= arms
     openings = [
         {
             json.loads(line)["messages"][0]["content"]
@@ -107,7 +107,7 @@ def test_everything_in_a_row(tmp_path: Path, data: Path, commands: list[str], mo
     ]
     assert sum(map(len, openings)) == len(set().union(*openings))
 
-    assert commands[:2] == ["sft", "reward"] and commands[-1] == "report"
+    assert commands[:3] == ["sft", "reward", "gem"] and commands[-1] == "report"
 
     def left(runs: Sequence[Run], jobs: int = 1) -> list[Outcome]:
         commands.extend(run.name for run in runs if not run.is_finished())

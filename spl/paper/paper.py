@@ -62,9 +62,8 @@ def paper(
     if divpo_samples:
         policies = policies | {"divpo": trainer.divpo(reward_model, divpo_samples, measuring)}
     if training.gem:
-        policies = policies | {
-            "gem dpo": {"model.alpha": None, "model.model": trainer.sft("gem", **{"model.gem": True})}
-        }
+        gem = trainer.sft("gem", **{"model.gem_temperature": GEM_TEMPERATURE})
+        policies = policies | {"gem dpo": {"model.alpha": None, "model.model": gem}}
     evidence = Evidence(steps, trainer.policies(policies), reward_model, measuring)
     evidence.chat()
     evidence.problems()

@@ -127,15 +127,19 @@ class Trainer:
         settings = self.common(self.plan.steps) | {"model.model": self.begun}
         settings |= {"data.path": self.steps.part("train"), "data.val_path": self.steps.part("dev")}
         folder, config = self.steps.output / "policies", self.steps.output / "policies.yaml"
-        sweep: dict[str, Any] = {
+        sweep = {
             "experiment": [],
             "output": str(folder),
             "policies": dict(policies),
+            "grid": {"model.lr": self.plan.lrs},
+            "seeds": self.plan.seeds,
             "settings": settings,
+            "select": asdict(Select()),
+            "cache": str(folder / "reference"),
+            "jobs": self.steps.jobs,
         }
-        sweep |= {"grid": {"model.lr": self.plan.lrs}, "seeds": self.plan.seeds, "select": asdict(Select())}
         with replacing(config) as file:
-            file.write(yaml.safe_dump(sweep | {"jobs": self.steps.jobs}, sort_keys=False).encode())
+            file.write(yaml.safe_dump(sweep, sort_keys=False).encode())
         # Always: the sweep itself skips what is finished, and tries again what failed.
         execute([self.steps.step("policies", ["sweep", "--config", str(config)], folder / "sweep.jsonl", always=True)])
         arms = list(_finished(folder / "sweep.jsonl"))
