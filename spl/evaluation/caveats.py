@@ -33,7 +33,7 @@ def caveats(
                 f"Only {count} problems are {group}: the standard error of a share is up to {error:.0f} points."
             )
     for name, says in (
-        ("unread", "state no answer that could be read, and count as wrong"),
+        ("unread", "state no answer that could be read: these are wrong, and add no distinct one"),
         ("truncation_rate", "were cut at the most tokens"),
     ):
         shares = {one.arm.label: float(one.values[name].mean()) for one in found}

@@ -184,7 +184,8 @@ class Bootstrap:
                     "group": group,
                     "rival": rival.arm.label,
                 } | interval(value, drawn, len(chosen))._asdict()
-        yield self._samples_to_match(found, rival, group, chosen)
+        if rival.curves["pass@k"][:, chosen, -1].any():  # nothing matches nothing
+            yield self._samples_to_match(found, rival, group, chosen)
 
     def _samples_to_match(self, found: Measured, rival: Measured, group: str | None, chosen: Sequence[int]) -> Record:
         """The least k at which pass@k reaches the rival's pass@N; null for a value or an end that k <= N never reaches.

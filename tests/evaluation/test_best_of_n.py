@@ -14,6 +14,7 @@ from spl import results
 from spl.cli import main
 from spl.data.problems import read_problems
 from spl.evaluation.best_of_n import best_of_n
+from spl.evaluation.rewards import RewardScorer
 from spl.evaluation.sample import sample
 from spl.evaluation.sample_files import read_samples
 from spl.metrics.pass_at_k import pass_at_k
@@ -125,6 +126,24 @@ def test_fewer_samples_of_one_policy(tmp_path: Path, drawn: dict[str, str]) -> N
     assert ("dpo", "pass@16", None) not in told
     notes = [note["text"] for note in results.read(tmp_path / "few_results.jsonl").of("note")]
     assert any("up to 8 samples" in note for note in notes)
+
+
+def test_the_best_rewarded_reply(tmp_path: Path, drawn: dict[str, str]) -> None:
+    problems, output = tmp_path / "problems.jsonl", tmp_path / "rewarded.jsonl"
+    none = sample_file(tmp_path / "none.jsonl", "none", [0] * 6)
+    best_of_n([drawn["dpo"], none], str(problems), output, reward_model="tiny", rival="none", device="cpu", draws=50)
+    told = estimates(output)
+    [file] = read_samples([drawn["dpo"]])
+    replies = [[reply.text for reply in found] for found in file.replies.values()]
+    rewards = RewardScorer.load("tiny", device="cpu").score(list(file.prompts.values()), replies)
+    # Of all 16 replies the best-rewarded one; equal texts have equal rewards and are equally right.
+    right = [
+        texts[int(np.argmax(row))].endswith(f" {2 * k}.")
+        for k, (texts, row) in enumerate(zip(replies, rewards, strict=True))
+    ]
+    assert told["dpo", "reward_chosen@16", None]["value"] == pytest.approx(np.mean(right))
+    assert told["dpo", "reward_chosen@1", None]["value"] == pytest.approx(told["dpo", "pass@1", None]["value"])
+    assert ("dpo", "samples_to_match", None) not in told  # of a rival that solves nothing
 
 
 def test_mistakes_end_in_a_sentence(tmp_path: Path, drawn: dict[str, str]) -> None:
