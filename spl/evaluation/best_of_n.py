@@ -11,7 +11,7 @@ import torch
 from spl.data.problems import read_problems
 from spl.encoder import SentenceEncoder
 from spl.evaluation.answers import LastNumber
-from spl.evaluation.approaches import Clustering, approaches, by_embedding, by_judge
+from spl.evaluation.approaches import approaches, by_embedding, by_judge
 from spl.evaluation.caveats import caveats, examples
 from spl.evaluation.difficulty import Protocol, difficulty_groups, level_groups, ordered
 from spl.evaluation.equality import Equality
@@ -19,7 +19,7 @@ from spl.evaluation.grading import Graded, grade, matched
 from spl.evaluation.judge import Judge
 from spl.evaluation.rewards import RewardScorer
 from spl.evaluation.sample_files import SampleFile, read_samples
-from spl.evaluation.solved import Bootstrap, Measured, Rewards, item_records, measured
+from spl.evaluation.solved import Array, Bootstrap, Measured, Rewards, item_records, measured
 from spl.evaluation.table import print_estimates
 from spl.results import Record, find, header, write
 from spl.sampling.server import ChatServer
@@ -105,30 +105,27 @@ def best_of_n(
     chosen = matched(files, apart, read_problems(problems))
     if protocol == "separate":
         _check_apart(files, apart)
+    compared = _rival(files, rival)
+    items = [problem.item for problem in chosen]
     with Equality(answer_seconds) as equality:
         arms, sorters = (grade(some, chosen, equality, last_number) for some in (files, apart))
-    against = _rival(arms, rival)
-    if protocol == "paper":
-        sorters = [against] if against else arms
-    items = [problem.item for problem in chosen]
+    against = next((arm for arm in arms if (arm.policy, arm.setting) == compared), None)
     if protocol == "level":
         groups = level_groups(chosen)
     else:
+        sorters = sorters if protocol == "separate" else [against] if against else arms
         groups = difficulty_groups(_pooled(sorters, items), easy_samples, medium_samples) if sorters else {}
     conversations = [files[0].prompts[item] for item in items]
     num = min(max_k, *(arm.num_samples for arm in arms))
     trusted = trust_remote_code if trust_remote_code == reward_model else None
     scorer = RewardScorer.load(reward_model, device, dtype, max_length, None, trusted) if reward_model else None
     found = [measured(arm, num, _rewards(scorer, arm, conversations)) for arm in arms]
-    clusterings: dict[str, Clustering] = {}
     if encoder:
-        clusterings["approaches"] = by_embedding(SentenceEncoder(encoder), approach_distance, _device(device))
+        clustering = by_embedding(SentenceEncoder(encoder), approach_distance, _device(device))
+        _add(found, "approaches", approaches(arms, conversations, clustering))
     if judge and judge_model:
-        cache = judge_cache or output.with_suffix(".judge.jsonl")
-        clusterings["approaches_judge"] = by_judge(Judge(ChatServer(judge, judge_model), cache, judge_tokens))
-    for name, clustering in clusterings.items():
-        for one, matrix in zip(found, approaches(arms, conversations, clustering), strict=True):
-            one.values[name] = matrix
+        asked = Judge(ChatServer(judge, judge_model), judge_cache or output.with_suffix(".judge.jsonl"), judge_tokens)
+        _add(found, "approaches_judge", approaches(arms, conversations, by_judge(asked)))
     records = list(_records(found, against, items, groups, Bootstrap(draws, seed)))
     notes = caveats(found, groups, num, max_k, protocol)
     if equality.given_up:
@@ -161,14 +158,22 @@ def _check_apart(files: Sequence[SampleFile], apart: Sequence[SampleFile]) -> No
             )
 
 
-def _rival(arms: Sequence[Graded], name: str | None) -> Graded | None:
+def _rival(files: Sequence[SampleFile], name: str | None) -> tuple[str, str] | None:
+    """Policy and way of decoding that a name stands for."""
     if name is None:
         return None
-    found = [arm for arm in arms if name in (arm.label, arm.policy)]
+    arms = dict.fromkeys((file.policy, file.setting) for file in files)
+    found = [arm for arm in arms if name in (arm[0], ", ".join(filter(None, arm)))]
     if len(found) != 1:
-        known = "; ".join(arm.label for arm in arms)
+        known = "; ".join(", ".join(filter(None, arm)) for arm in arms)
         raise UserError(f"rival must name one of {known}, but {name!r} names {len(found) or 'none'} of them.")
     return found[0]
+
+
+def _add(found: Sequence[Measured], name: str, matrices: Sequence[Array]) -> None:
+    """One more measure, of every policy."""
+    for one, matrix in zip(found, matrices, strict=True):
+        one.values[name] = matrix
 
 
 def _pooled(arms: Sequence[Graded], items: Sequence[str]) -> dict[str, list[bool]]:
