@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from spl.models import load_policy
 from spl.sampling import decoder as decoders
 from spl.sampling.decoder import PlainDecoder, SharedDecoder, decoder
 
@@ -109,3 +110,14 @@ def test_few_rows_move_and_none_over_one_that_is_needed(
     found = decoders._places(parents)
     assert found == (places, moved)
     assert not {place for place, _ in moved} & {parent for parent in parents if parent not in places}
+
+
+@torch.no_grad()
+def test_adapters_are_part_of_the_law() -> None:
+    model = load_policy("tiny", lora_rank=2).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    one = decoder(model, PROMPTS)
+    assert isinstance(one, SharedDecoder)
+    check(model, one)
