@@ -15,7 +15,7 @@ import numpy as np
 
 from spl.data.arithmetic import ARITHMETIC, arithmetic
 from spl.data.source import Source, named_source
-from spl.data.values import column_names, plain_value, shortened, text_of
+from spl.data.values import column_names, number_of, plain_value, shortened, text_of
 from spl.types import UserError
 
 TEMPLATE = "{question}\n\nReason step by step, and put the final answer in \\boxed{}."
@@ -135,8 +135,10 @@ def _answer(values: dict[str, Any]) -> str:
             raise UserError("solution must hold its answer in \\boxed{}, as there is no column answer.")
         return boxed
     answer = values["answer"]
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        return f"{answer:g}" if isinstance(answer, float) and abs(answer) < 1e6 else str(answer)
+    if isinstance(answer, float):
+        return np.format_float_positional(number_of(answer, "answer"), trim="-")  # all its digits, and 18 for 18.0
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return str(answer)
     return text_of(text_of(answer, "answer").rpartition("####")[2], "answer after ####").strip()
 
 

@@ -39,7 +39,16 @@ def test_shapes_of_rows() -> None:
     assert (parse_problem(math).level, parse_problem(math).item) == ("5", "t/1")
     assert parse_problem(math | {"answer": "0.5", "level": 2}).answer == "0.5"
     assert parse_problem({"prompt": "7?", "answer": 7, "id": 3}, template="{question}").prompt == "7?"
-    assert parse_problem({"prompt": "7?", "answer": 7.5}).answer == "7.5"
+    numbers = {
+        7.5: "7.5",
+        18.0: "18",
+        12345.678: "12345.678",
+        0.1234567: "0.1234567",
+        1e21: "1" + 21 * "0",
+        1e-7: "0.0000001",
+    }
+    for number, text in numbers.items():
+        assert parse_problem({"prompt": "7?", "answer": number}).answer == text
 
 
 @pytest.mark.parametrize(
@@ -50,6 +59,8 @@ def test_shapes_of_rows() -> None:
         ({"question": "  ", "answer": "1"}, "question is empty"),
         ({"problem": "Why?", "solution": "Because."}, r"solution must hold its answer in \\boxed"),
         ({"problem": "Why?", "answer": ["1"]}, "answer must be text"),
+        ({"problem": "Why?", "answer": True}, "answer must be text"),
+        ({"problem": "Why?", "answer": float("nan")}, "answer must be a finite number"),
     ],
 )
 def test_what_is_no_problem_is_refused(row: dict[str, Any], says: str) -> None:
