@@ -18,8 +18,11 @@ LastNumber = Literal["ended", "always", "never"]
 LONGEST = 300
 """Characters past which a text is no final answer."""
 
-_HASHES = re.compile(r"####[ \t]*(\S.*)")
-_PHRASE = re.compile(r"\banswer(?:\s+is\b|\s*[:=])[\s:=*]*", re.IGNORECASE)
+# A word after the marks begins a heading in Markdown, unless it ends the reply.
+_HEADING = r"[\s*_]*(?:\d+[.)]\s+)?[^\W\d_]{3,}(?:[\s:*]|$)"
+_HASHES = re.compile(rf"(?<!#)####(?!#)[ \t]*(?:(?=[^:\n]*\s*\Z)|(?!{_HEADING}))(\S.*)", re.MULTILINE)
+_HEDGES = r"(?:therefore|thus|hence|simply|just|exactly|approximately|about|roughly|around|equal\s+to|given\s+by)\b"
+_PHRASE = re.compile(rf"\banswer(?:\s+is\b|\s*[:=])[\s:=*]*(?:{_HEDGES}[\s:=*]*)*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?=\s|$)")
 _DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s*\\?%)?"
 # A minus after a letter, a digit or a bracket takes away; it is no sign.
@@ -28,7 +31,7 @@ _LAST_NUMBER = re.compile(rf"(?<![\w.)])-?{_DIGITS}|{_DIGITS}")
 _NUMBER_FIRST = re.compile(
     rf"[$€£]?\s*(-?{_DIGITS})(?:\s+(?!and\b|or\b|pi\b|sqrt\b)[^\W\d_]{{2,}}[^\d$\\=+*/^,]*)?(?:,\s+[^\W\d_].*)?"
 )
-_MATH = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
+_MATH = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _PLAIN_NUMBER = re.compile(r"([+-]?)\s*((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d{1,6})?|\.\d{1,6})")
 _WRAPPING = " \t\n*_`\"'"
 
@@ -68,7 +71,7 @@ def _tidy(text: str) -> str | None:
     if match := _NUMBER_FIRST.fullmatch(text):
         return match[1]
     if match := _MATH.search(text):
-        return (match[1] or match[2]).strip()
+        return (match[1] or match[2] or match[3]).strip()
     return text or None
 
 

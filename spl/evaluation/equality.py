@@ -51,7 +51,7 @@ class Equality:
         """Index of the first of `among`, each read as the right answer, that `answer` equals; None if it equals none.
 
         Raises:
-            UserError: math-verify is not installed.
+            UserError: math-verify is not installed, or does not start.
         """
         pipes = self._pipes()
         try:
@@ -80,7 +80,10 @@ class Equality:
                 text=True,
             )
             pipes = _Pipes(self._process.stdin, self._process.stdout)
-            pipes.replies.readline()  # it is ready; how long that takes is not the first answer's fault
+            # It is ready; how long that takes is not the first answer's fault.
+            if not pipes.replies.readline():
+                self._stop()
+                raise UserError(f"the process that compares answers does not start: python -m {__name__} says why.")
             return pipes
         return _Pipes(self._process.stdin, self._process.stdout)
 

@@ -10,6 +10,7 @@ import pytest
 from spl.data.problems import read_problems
 from spl.evaluation.answers import answer_classes, final_answer, plain_number
 from spl.evaluation.equality import Equality, _parsed, may_equal
+from spl.types import UserError
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,18 @@ def equality() -> Iterator[Equality]:
         ("The answer is 18 and 19.", "18 and 19"),
         ("The answer is 3 x + 1", "3 x + 1"),
         ("Answer: Evelyn", "Evelyn"),
+        ("The answer is therefore **18**.", "18"),
+        ("The answer is approximately equal to 3.14.", "3.14"),
+        ("The answer is simply $x + 1$.", "x + 1"),
+        ("The answer is:\n\\[ \\frac{1}{2} \\]", r"\frac{1}{2}"),
+        ("#### Step 1: add\n9 + 9 = 18\nThe answer is 18.", "18"),
+        ("#### **Solution**\n9 + 9 = 18", "18"),
+        ("#### 1. Add the two\n9 + 9 = 18", "18"),
+        ("##### 4\n9 + 9 = 18", "18"),
+        ("#### Final answer: 18", "18"),
+        ("It is the day after Sunday.\n#### Monday\n", "Monday"),
+        ("#### 18 dollars\n\nQuestion: 2 + 2?", "18"),
+        (r"#### \sqrt 2" + "\nDone.", r"\sqrt 2"),
         ("3 + 4 equals 7.", "7"),
         ("3-10 is 7 below zero: -7", "-7"),
         ("10-3", "3"),
@@ -128,6 +141,12 @@ def test_right_answers_are_read_and_equal_themselves(shared_data: Path, equality
         if file.startswith("gsm8k"):
             assert final_answer(f"So it is 3.\n#### {problem.answer}") == problem.answer
     assert equality.given_up == 0
+
+
+def test_a_process_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with Equality() as equality, pytest.raises(UserError, match="does not start: python -m spl"):
+        equality.find(["1/2"], "0.5")
 
 
 def test_what_is_told_apart_beforehand_is_unequal_to_math_verify_too() -> None:
