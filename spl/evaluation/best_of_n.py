@@ -102,7 +102,7 @@ def best_of_n(
     if (judge is None) != (judge_model is None):
         raise UserError("judge and judge_model belong together: the URL of a server, and a model's name there.")
     files, apart = read_samples(samples), read_samples(difficulty or [])
-    chosen = matched(files, apart, read_problems(problems))
+    chosen, left_out = matched(files, apart, read_problems(problems))
     if protocol == "separate":
         _check_apart(files, apart)
     compared = _rival(files, rival)
@@ -127,7 +127,7 @@ def best_of_n(
         asked = Judge(ChatServer(judge, judge_model), judge_cache or output.with_suffix(".judge.jsonl"), judge_tokens)
         _add(found, "approaches_judge", approaches(arms, conversations, by_judge(asked)))
     records = list(_records(found, against, items, groups, Bootstrap(draws, seed)))
-    notes = caveats(found, groups, num, max_k, protocol)
+    notes = left_out + caveats(found, groups, num, max_k, protocol)
     if equality.given_up:
         notes.append(f"{equality.given_up} answers could not be compared in {answer_seconds:g} s and count as wrong.")
     inputs = [*find(map(Path, [*samples, *(difficulty or [])])), *filter(Path.exists, [Path(problems)])]
@@ -150,6 +150,9 @@ def _check_apart(files: Sequence[SampleFile], apart: Sequence[SampleFile]) -> No
         UserError: some are the same ones.
     """
     for file, other in product(files, apart):
+        seeds, others = ({first.get("seed") for first in one.headers} for one in (file, other))
+        if None not in seeds | others and seeds.isdisjoint(others):
+            continue  # a policy that is sure says the same again
         same = [item for item in file.replies if file.replies[item][:4] == other.replies.get(item, [])[:4]]
         if len(same) > len(file.replies) / 2:
             raise UserError(

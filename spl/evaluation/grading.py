@@ -55,8 +55,12 @@ class Graded:
         return min(len(replies) for run in self.solutions for replies in run)
 
 
-def matched(files: Sequence[SampleFile], apart: Sequence[SampleFile], problems: Sequence[Problem]) -> list[Problem]:
-    """The problems that the samples are of, in order.
+def matched(
+    files: Sequence[SampleFile], apart: Sequence[SampleFile], problems: Sequence[Problem]
+) -> tuple[list[Problem], list[str]]:
+    """The problems that all samples are of, in order, and a note on those that are left out.
+
+    A sampler may have given up on a problem for one way of decoding; it is then left out for all.
 
     Args:
         files: of samples, all of the same problems.
@@ -66,12 +70,13 @@ def matched(files: Sequence[SampleFile], apart: Sequence[SampleFile], problems: 
     Raises:
         UserError: the files are of different problems, or of others than these.
     """
-    first, known = files[0], {problem.item: problem for problem in problems}
+    known = {problem.item: problem for problem in problems}
+    items = {item for file in files for item in file.prompts}
     for file in (*files, *apart):
-        more = set() if file in apart else file.prompts.keys() - first.prompts.keys()
-        if differs := sorted((first.prompts.keys() - file.prompts.keys()) | more):
+        if differs := sorted(items - file.prompts.keys() - file.left_out):
+            other = next(other for other in files if differs[0] in other.prompts)
             raise UserError(
-                f"samples of {file.policy!r} and {first.policy!r} are of different problems: {differs[0]!r} is in one "
+                f"samples of {file.policy!r} and {other.policy!r} are of different problems: {differs[0]!r} is in one "
                 "of them alone; draw both from the same problems."
             )
         for item, messages in file.prompts.items():
@@ -80,7 +85,12 @@ def matched(files: Sequence[SampleFile], apart: Sequence[SampleFile], problems: 
                     f"samples of {file.policy!r}: prompt {item!r} is not that of these problems; give the --problems "
                     "that were given to spl sample."
                 )
-    return [problem for problem in problems if problem.item in first.prompts]
+    common = items.intersection(*(file.prompts for file in (*files, *apart)))
+    if not common:
+        raise UserError("no problem has replies of every policy and way of decoding.")
+    missing = len(items) - len(common)
+    notes = [f"{missing} of {len(items)} problems are left out for all, as a sampler gave them up."] if missing else []
+    return [problem for problem in problems if problem.item in common], notes
 
 
 def grade(

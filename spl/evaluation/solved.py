@@ -81,6 +81,7 @@ def _curves(solutions: Sequence[Solution], max_k: int, rewards: Sequence[float] 
 def _values(solutions: Sequence[Solution], curves: Mapping[str, Array], max_k: int) -> dict[str, float]:
     """Numbers of one problem; curves at the k that are told, and what must stand beside them."""
     num, replies = len(solutions), [solution.reply for solution in solutions]
+    lengths = [reply.num_tokens for reply in replies if reply.num_tokens is not None]
     read = sum(solution.answer is not None for solution in solutions)
     values = {name.replace("@k", f"@{k}"): float(curve[k - 1]) for name, curve in curves.items() for k in told(max_k)}
     return values | {
@@ -88,7 +89,7 @@ def _values(solutions: Sequence[Solution], curves: Mapping[str, Array], max_k: i
         "repeats": 1 - float(curves["distinct@k"][-1]) / (max_k * read / num) if read else float("nan"),
         "unread": 1 - read / num,
         "surprisal": -float(np.mean([np.nan if reply.logp is None else reply.logp for reply in replies])),
-        "length": float(np.mean([reply.num_tokens for reply in replies])),
+        "length": float(np.mean(lengths)) if lengths else float("nan"),
         "ended": sum(reply.finish == "stop" for reply in replies) / num,
         "truncation_rate": sum(reply.finish != "stop" for reply in replies) / num,
     }

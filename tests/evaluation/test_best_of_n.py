@@ -32,12 +32,24 @@ def problem_file(path: Path, num: int) -> Path:
 
 
 def sample_file(
-    path: Path, policy: str, correct: Sequence[int], train_seed: int | None = None, shift: int = 0, num: int = NUM
+    path: Path,
+    policy: str,
+    correct: Sequence[int | None],
+    train_seed: int | None = None,
+    shift: int = 0,
+    num: int = NUM,
+    seed: int | None = None,
 ) -> str:
-    """A file where so many of the replies to each problem are right; the wrong ones are all different."""
-    first = results.header("sample", {}, policy=policy, setting="t 1", train_seed=train_seed)
+    """A file where so many of the replies to each problem are right; the wrong ones are all different.
+
+    None is a problem that the sampler gave up.
+    """
+    first = results.header("sample", {}, seed=seed, policy=policy, setting="t 1", train_seed=train_seed)
     records: list[dict[str, Any]] = []
     for k, count in enumerate(correct):
+        if count is None:
+            records.append({"kind": "note", "item": f"p{k}", "text": f"prompt p{k} is left out"})
+            continue
         question = {"role": "user", "content": f"What is {k} + {k}?\n\nAnswer with a number."}
         records.append({"kind": "prompt", "item": f"p{k}", "messages": [question]})
         for index in range(num):
@@ -144,6 +156,34 @@ def test_the_best_rewarded_reply(tmp_path: Path, drawn: dict[str, str]) -> None:
     assert told["dpo", "reward_chosen@16", None]["value"] == pytest.approx(np.mean(right))
     assert told["dpo", "reward_chosen@1", None]["value"] == pytest.approx(told["dpo", "pass@1", None]["value"])
     assert ("dpo", "samples_to_match", None) not in told  # of a rival that solves nothing
+
+
+def test_problems_that_a_sampler_gave_up_are_left_out_for_all(tmp_path: Path, drawn: dict[str, str]) -> None:
+    smc = sample_file(tmp_path / "smc.jsonl", "smc", [None, 8, 4, 2, 1, 0])
+    apart = sample_file(tmp_path / "apart.jsonl", "apart", [12, 9, None, 3, 0, 0], shift=2)
+    settings: dict[str, Any] = {"problems": str(tmp_path / "problems.jsonl"), "draws": 50}
+    groups = {"difficulty": [apart], "easy_samples": 2, "medium_samples": 8}
+    best_of_n([smc, drawn["dpo"]], output=tmp_path / "o.jsonl", **groups, **settings)
+    found = results.read(tmp_path / "o.jsonl")
+    assert {record["item"] for record in found.of("item")} == {"p1", "p3", "p4", "p5"}
+    assert found.of("note")[0]["text"] == "2 of 6 problems are left out for all, as a sampler gave them up."
+    assert estimates(tmp_path / "o.jsonl")["dpo", "pass@16", None]["value"] == 2 / 4
+    none = sample_file(tmp_path / "none.jsonl", "none", [None] * 6)
+    with pytest.raises(UserError, match="no problem has replies of every policy"):
+        best_of_n([drawn["dpo"], none], output=tmp_path / "p.jsonl", **settings)
+
+
+def test_samples_of_another_seed_are_apart_though_they_say_the_same(tmp_path: Path) -> None:
+    problems = str(problem_file(tmp_path / "problems.jsonl", 3))
+    first, other, again = (
+        sample_file(tmp_path / f"{k}.jsonl", name, [16, 16, 0], seed=seed)
+        for k, (name, seed) in enumerate([("dpo", 0), ("base", 1), ("base", 0)])
+    )
+    settings: dict[str, Any] = {"easy_samples": 2, "medium_samples": 8, "draws": 50}
+    best_of_n([first], problems, tmp_path / "o.jsonl", difficulty=[other], **settings)
+    assert ("dpo", "pass@16", "easy") in estimates(tmp_path / "o.jsonl")
+    with pytest.raises(UserError, match="evaluated too: draw others"):
+        best_of_n([first], problems, tmp_path / "p.jsonl", difficulty=[again], **settings)
 
 
 def test_mistakes_end_in_a_sentence(tmp_path: Path, drawn: dict[str, str]) -> None:

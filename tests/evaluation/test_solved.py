@@ -44,6 +44,13 @@ def test_measures_of_one_problem() -> None:
     assert (values["unread"], values["length"], values["truncation_rate"]) == (0.25, 10.0, 0.25)
 
 
+def test_replies_that_nobody_counted_the_tokens_of() -> None:
+    """As a server gives them; the mean length is of those that are known."""
+    unknown = Solution(Reply("", None, "stop", None), 0)
+    replies = [[solution(0, tokens=7), unknown], [unknown, unknown]]
+    np.testing.assert_array_equal(measured(Graded("dpo", "t 1", [None], [replies]), 2).values["length"], [[7, np.nan]])
+
+
 def test_k_that_are_told_and_drawn() -> None:
     assert told(128) == [1, 4, 16, 64, 128] and told(16) == [1, 4, 16] and told(1) == [1]
     assert drawn_at(16) == [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 16]
