@@ -106,7 +106,7 @@ def read_opinions(
         return [_survey(question, f"survey, row {k}") for k, question in enumerate(QUESTIONS, 1)]
     merged: dict[tuple[str, tuple[str, ...], bool, int], Opinion] = {}
     for row in parsed_rows(source, lambda values, where, _: parse_opinion(values, where), None, seed, skip_bad):
-        opinion = without_non_answers(row) if drop_non_answers else row
+        opinion = (without_non_answers if drop_non_answers else with_non_answers)(row)
         if opinion is None:
             continue
         again = 0  # questions that read alike are one, unless they bring the same group's answers
@@ -138,6 +138,11 @@ def without_non_answers(opinion: Opinion) -> Opinion | None:
     if len(kept) < 2 or not people:
         return None
     return replace(opinion, options=tuple(opinion.options[k] for k in kept), people=people)
+
+
+def with_non_answers(opinion: Opinion) -> Opinion:
+    """As it is, but no scale where "Don't know" or the like is one of the options: that has no place on it."""
+    return replace(opinion, ordered=opinion.ordered and not any(map(_NON_ANSWER.match, opinion.options)))
 
 
 def parse_opinion(row: Mapping[str, Any], where: str = "") -> Opinion:

@@ -73,7 +73,8 @@ def opinions(
         orders: of listed options that shares are averaged over: all where there are so few, else turns of random ones,
             each option in each place equally often (so at least as many as options); 1 asks in the listed order alone.
         num_questions: asked, from a seeded shuffle; a question with several groups' answers counts once.
-        non_answers: "drop" leaves out options such as "Don't know" and normalises people's shares over the others.
+        non_answers: "drop" leaves out options such as "Don't know" and normalises people's shares over the others; with
+            "keep" a question that has one counts as no scale.
         min_group: questions that a group's own figures need, and those of the worst-off group.
         base: label of the policy that the others started from; differences to it are told.
         template: "model" takes the tokenizer's chat template, "plain" writes "User: ...", "auto" prefers the first.
@@ -90,12 +91,13 @@ def opinions(
         UserError: a model, source or setting cannot be used.
     """
     settings = dict(locals())
-    _check(models, source, propositions, base, orders=orders, num_questions=num_questions, min_group=min_group)
+    counts, agreement = {"orders": orders, "num_questions": num_questions, "min_group": min_group}, scale or AGREEMENT
+    _check(models, source, propositions, base, agreement, **counts)
     drop = non_answers == "drop"
     asked_of = [] if source is None else read_opinions(named_source(source, "train"), seed, drop, skip_bad)
     questions = asked_of[:num_questions]
     stated = _propositions(propositions, skip_bad)
-    asked = [*questions, *(p.opinion(scale or AGREEMENT) for p in stated)]
+    asked = [*questions, *(p.opinion(agreement) for p in stated)]
     said: dict[str, list[Asking]] = {label: [] for label in models}
     fingerprints: dict[str, list[str]] = {label: [] for label in models}
     for label, policy in each_policy(models, dtype=dtype, device=device, trust_remote_code=trust_remote_code):
@@ -106,7 +108,7 @@ def opinions(
     records = []
     if questions:
         records += against_people(questions, said, short_name(str(source)), min_group, base, draws, seed)
-    records += positions(stated, [p.opinion(scale or AGREEMENT) for p in stated], said, draws, seed)
+    records += positions(stated, [p.opinion(agreement) for p in stated], said, draws, seed)
     files = [Path(name) for name in (source, propositions) if name and Path(name).is_file()]
     write(output, header("opinions", settings, files, seed, fingerprints=fingerprints), records)
     print_estimates((r for r in records if r["kind"] == "estimate" and _shown(r, source, stated)), SHOWN)
@@ -114,13 +116,20 @@ def opinions(
 
 
 def _check(
-    models: Mapping[str, Any], source: str | None, propositions: str | None, base: str | None, **counts: int
+    models: Mapping[str, Any],
+    source: str | None,
+    propositions: str | None,
+    base: str | None,
+    scale: Sequence[str],
+    **counts: int,
 ) -> None:
     """Refuse settings that cannot be, before any model loads."""
     if source is None and propositions is None:
         raise UserError("nothing to ask: give source, propositions or both.")
     if base is not None and base not in models:
         raise UserError(f"base must be the label of a model, {', '.join(models)}, but is {base!r}.")
+    if len(set(scale)) < max(len(scale), 2):
+        raise UserError(f"scale must be two or more different answers, but is {', '.join(scale)}.")
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name} must be 1 or more, but is {value}.")

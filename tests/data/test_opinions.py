@@ -98,6 +98,16 @@ def test_non_answers_are_left_out_and_shares_normalised() -> None:
     assert without_non_answers(Opinion("q", ("No", "Nothing", "None of these"), {"": (1, 0, 0)})) is not None
 
 
+def test_a_question_that_keeps_a_non_answer_is_no_scale(tmp_path: Path) -> None:
+    scale = {"question": "q", "options": ["Never", "2", "3", "4", "Always", "Don't know"], "votes": [1] * 6}
+    without = {"question": "r", "options": ["Low", "High"], "votes": [1, 1], "ordered": True}
+    source = write(tmp_path / "f.jsonl", [scale, without])
+    found = {keep: {o.question: o for o in read_opinions(source, 0, not keep)} for keep in (False, True)}
+    assert found[False]["q"].ordered and len(found[False]["q"].options) == 5
+    assert not found[True]["q"].ordered and len(found[True]["q"].options) == 6
+    assert found[False]["r"].ordered and found[True]["r"].ordered
+
+
 def test_a_question_s_groups_are_put_together(tmp_path: Path) -> None:
     rows = [TEA | {"group": g, "votes": v} for g, v in (("a", [1, 1]), ("b", [3, 1]), ("a", [0, 1]))]
     found = read_opinions(write(tmp_path / "f.jsonl", rows))
