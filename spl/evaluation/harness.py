@@ -6,7 +6,7 @@ prompt; one of generation holds the reply and the metrics of the task.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ class TaskLog:
 
 def run_tasks(
     policy: EvaluatedPolicy, folder: Path, tasks: Sequence[str], include: str | None, batch_size: int, **asking: Any
-) -> None:
-    """Put tasks to a policy; the harness writes its results and logs of samples into a folder.
+) -> set[str]:
+    """Put tasks to a policy; the harness writes its results and logs of samples into a folder -> the logs' tasks.
 
     Args:
         policy: to ask.
@@ -76,17 +76,22 @@ def run_tasks(
     tracker.save_results_aggregated(results=found, samples=samples)
     for task, of in samples.items():
         tracker.save_results_samples(task, of)
+    return set(samples)
 
 
-def read_logs(place: str) -> dict[str, TaskLog]:
+def read_logs(place: str, tasks: Collection[str] | None = None) -> dict[str, TaskLog]:
     """The newest log of every task in a folder and those below it, or a single log.
+
+    Args:
+        place: of the logs.
+        tasks: those to read; all where not given.
 
     Raises:
         UserError: there is none, or one cannot be read; names file and line.
     """
     path = Path(place)
     files = sorted(path.rglob("samples_*.jsonl") if path.is_dir() else [path], key=_time)
-    newest = {_task(file): file for file in files if file.is_file()}
+    newest = {_task(file): file for file in files if file.is_file() and (tasks is None or _task(file) in tasks)}
     if not newest:
         raise UserError(f"no log of lm-eval in {place!r}: expected samples_TASK_TIME.jsonl, as --log_samples writes.")
     return {task: _read(task, file) for task, file in sorted(newest.items())}
@@ -124,7 +129,8 @@ def _read(task: str, file: Path) -> TaskLog:
 
 def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     needed = {"doc_id", "doc_hash", "target", "arguments", "filtered_resps", "filter", "metrics"}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    # Not splitlines: the harness writes Unicode's other ends of lines as they are.
+    for number, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         where = f"{file}, line {number}"
         try:
             record = json.loads(line)

@@ -82,13 +82,14 @@ def lm_eval(
     scaling.check({**(models or {}), **(logs or {})})
     _check(models or {}, logs or {}, tasks or ())
     places = {label: [of] if isinstance(of, str) else list(of) for label, of in (logs or {}).items()}
+    ran: dict[str, set[str]] = {}  # the tasks in a folder that are not of an earlier run
     loading = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     asking = {"num_fewshot": num_fewshot, "limit": limit, "apply_chat_template": apply_chat_template}
     for label, policy in each_policy(models, **loading) if models else ():
         folder = output.with_name(f"{output.stem}_logs") / label / str(len(places.setdefault(label, [])))
-        run_tasks(policy, folder, tasks or (), include, batch_size=batch_size, **asking)
+        ran[str(folder)] = run_tasks(policy, folder, tasks or (), include, batch_size=batch_size, **asking)
         places[label].append(str(folder))
-    said = {label: [read_logs(place) for place in of] for label, of in places.items()}
+    said = {label: [read_logs(place, ran.get(place)) for place in of] for label, of in places.items()}
     records: list[dict[str, Any]] = [{"kind": "note", "text": text} for text in (NOTE, *NOTES)]
     for task in _common(said):
         records += _records(task, {label: [run[task] for run in runs] for label, runs in said.items()}, fit, scaling)
@@ -146,7 +147,10 @@ def _metrics(
         for row in rows:
             seeded = {"train_seed": number if len(runs) > 1 else None, "item": row}
             yield {"kind": "item", **place, **seeded, "values": dict(run[row])}
-    for metric in runs[0][rows[0]] if rows else ():
-        values = torch.tensor([[run[row][metric] for row in rows] for run in runs], dtype=torch.double)
+    for metric in dict.fromkeys(metric for row in rows for metric in runs[0][row]):
+        known = [row for row in rows if all(metric in run[row] for run in runs)]
+        if not known:
+            continue
+        values = torch.tensor([[run[row][metric] for row in known] for run in runs], dtype=torch.double)
         mean = crossed(lambda of: float(of.mean()), values, draws=scaling.draws, seed=scaling.seed)
         yield estimate(place, metric, mean)

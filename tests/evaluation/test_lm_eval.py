@@ -93,6 +93,31 @@ def test_the_newest_log_of_a_task_counts(tmp_path: Path) -> None:
     assert len(read_logs(str(tmp_path))["planets"].answers) == 2
 
 
+def test_tasks_of_an_earlier_run_are_passed_over() -> None:
+    assert set(read_logs(str(LOGS), {"planets"})) == {"planets"}
+    with pytest.raises(UserError, match="no log of lm-eval"):
+        read_logs(str(LOGS), {"oceans"})
+
+
+def test_a_line_ends_where_json_says(tmp_path: Path) -> None:
+    """The harness writes characters that str.splitlines takes for ends of lines as they are."""
+    records = lines(PLANETS)
+    records[0]["doc"]["question"] = "One\u2028two\x85three?"
+    path = tmp_path / "samples_t.jsonl"
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    assert len(read_logs(str(path))["samples_t"].answers) == len(records)
+
+
+def test_a_metric_that_a_question_lacks_is_of_the_others(tmp_path: Path) -> None:
+    records = lines(next(LOGS.glob("samples_capitals_*")))
+    for k, record in enumerate(records):
+        record["exact_match"] = None if k in (0, 3) else k % 2
+    log = write(tmp_path / "samples_capitals_2031-01-01T00-00-00.5.jsonl", records)
+    lm_eval(tmp_path / "o.jsonl", logs={"a": str(log)}, draws=20)
+    [found] = [r for r in read(tmp_path / "o.jsonl").of("estimate") if r["name"] == "exact_match"]
+    assert (found["value"], found["num"]) == (2 / 4, 4)  # 1, 2, 4 and 5
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
