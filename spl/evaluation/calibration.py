@@ -5,6 +5,7 @@ fitted on questions that nothing else is measured on: what such a temperature do
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,11 @@ def _check(few_shot: int, orders: int, num_questions: int, fit: float | str, sou
             raise UserError(f"{name} must be {least} or more, but is {value}.")
     if isinstance(fit, float) and not 0 < fit < 1:
         raise UserError(f"fit must be a share between 0 and 1, or a source of other questions, but is {fit:g}.")
+    if twice := [name for name, count in Counter(map(short_name, sources)).items() if count > 1]:
+        raise UserError(
+            f"questions names more than one source {twice[0]!r}, which results could not tell apart: ask them in runs "
+            "of their own, or give the files other names."
+        )
     if fit in sources:
         raise UserError(
             f"fit must be other questions than are measured, but is {fit!r} too: give a share, such as 0.3."

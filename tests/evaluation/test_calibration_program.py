@@ -95,6 +95,7 @@ def test_the_command_writes_what_a_report_reads(tmp_path: Path, capsys: pytest.C
         ({"base": "nobody"}, "base must be the label of a model, a, but is 'nobody'"),
         ({"fit": 1.5}, "fit must be a share between 0 and 1"),
         ({"fit": "SUMS"}, "fit must be other questions than are measured"),
+        ({"questions": ["a/val.jsonl", "b/val.jsonl.gz"]}, "names more than one source 'val'"),
         ({"orders": 0}, "orders must be 1 or more"),
         ({"num_bins": 1}, "num_bins must be 2 or more"),
         ({"draws": 1}, "draws must be 10 or more"),
