@@ -73,10 +73,10 @@ def bootstrap(values: ArrayLike, draws: int = DRAWS, seed: int = 0, level: float
 
 
 def interval(value: float, drawn: ArrayLike, num: int, level: float = LEVEL) -> Interval:
-    """A value with the percentile interval of its bootstrap draws."""
+    """A value with the percentile interval of its bootstrap draws; one prompt, the same in all of them, has none."""
     kept = np.asarray(drawn, dtype=np.float64)
     kept = kept[np.isfinite(kept)]
-    if not len(kept):
+    if num < 2 or not len(kept):
         return Interval(value, float("nan"), float("nan"), num)
     low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), num)

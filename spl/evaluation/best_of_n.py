@@ -99,6 +99,8 @@ def best_of_n(
     settings = {name: value for name, value in locals().items() if name not in ("device", "output")}
     if max_k < 1:
         raise UserError(f"max_k must be at least 1, but is {max_k}.")
+    if draws < 10:
+        raise UserError(f"draws must be 10 or more, but is {draws}.")
     if (judge is None) != (judge_model is None):
         raise UserError("judge and judge_model belong together: the URL of a server, and a model's name there.")
     files, apart = read_samples(samples), read_samples(difficulty or [])
@@ -137,7 +139,9 @@ def best_of_n(
     of_items = [record for one in found for record in item_records(one, items, groups)]
     write(output, first, [*told_notes, *records, *looked_at, *of_items])
     names = [f"{name}@{num}" for name in ("pass", "majority", "reward_chosen")]
-    print_estimates(records, ["pass@1", *names, "samples_to_match", "repeats", "approaches", "length"])
+    print_estimates(
+        records, [*dict.fromkeys(["pass@1", *names]), "samples_to_match", "repeats", "approaches", "length"]
+    )
     for note in notes:
         log.warning("%s", note)
     log.info("%s: %d problems, %d samples each, %d policies and settings.", output, len(items), num, len(arms))

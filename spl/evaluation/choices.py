@@ -41,7 +41,7 @@ class Measured(NamedTuple):
         The interval is then of what the error is on average with so many questions, as is its value for a model that
         is calibrated perfectly.
         """
-        return self._replace(drawn=np.clip(self.drawn - self.drawn.mean() + self.value, 0, None))
+        return self._replace(drawn=np.clip(self.drawn - self.drawn.mean() + self.value, 0, 1))
 
     def minus(self, other: "Measured") -> "Measured":
         """Paired, where both were drawn by the same seed."""

@@ -91,7 +91,8 @@ def opinions(
         UserError: a model, source or setting cannot be used.
     """
     settings = dict(locals())
-    counts, agreement = {"orders": orders, "num_questions": num_questions, "min_group": min_group}, scale or AGREEMENT
+    counts = {"orders": orders, "num_questions": num_questions, "min_group": min_group, "draws": draws}
+    agreement = scale or AGREEMENT
     _check(models, source, propositions, base, agreement, **counts)
     drop = non_answers == "drop"
     asked_of = [] if source is None else read_opinions(named_source(source, "train"), seed, drop, skip_bad)

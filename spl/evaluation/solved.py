@@ -198,6 +198,8 @@ class Bootstrap:
         drawn = first_reached(draws_of(ours, self.draws, self.seed), draws_of(theirs[..., -1], self.draws, self.seed))
         # Whole numbers of samples, some of them infinite, between which nothing may be interpolated.
         low, high = np.quantile(drawn, 0.025, method="lower"), np.quantile(drawn, 0.975, method="higher")
+        if len(chosen) < 2:
+            low = high = np.nan
         return {
             "kind": "estimate",
             **_arm(found.arm),

@@ -201,6 +201,8 @@ def test_mistakes_end_in_a_sentence(tmp_path: Path, drawn: dict[str, str]) -> No
         best_of_n([drawn["dpo"], fewer], problems, output)
     with pytest.raises(UserError, match="max_k must be"):
         best_of_n([drawn["dpo"]], problems, output, max_k=0)
+    with pytest.raises(UserError, match="draws must be 10 or more"):
+        best_of_n([drawn["dpo"]], problems, output, draws=0)
     assert not output.exists()
 
 

@@ -140,6 +140,7 @@ def test_the_command_writes_what_a_report_reads(tmp_path: Path, capsys: pytest.C
         ({"source": None}, "nothing to ask: give source, propositions or both"),
         ({"base": "b"}, "base must be the label of a model, a, but is 'b'"),
         ({"orders": 0}, "orders must be 1 or more, but is 0"),
+        ({"draws": 0}, "draws must be 1 or more"),
         ({"scale": ["Agree"]}, "scale must be two or more different answers, but is Agree"),
         ({"scale": ["No", "Yes", "Yes"]}, "scale must be two or more different answers, but is No, Yes, Yes"),
         ({"models": {}}, "models is empty"),

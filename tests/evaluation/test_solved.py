@@ -79,6 +79,16 @@ def test_bands_and_differences_rest_on_the_same_draws() -> None:
     assert found["rival"] == "dpo, t 1"
 
 
+def test_one_problem_has_no_interval() -> None:
+    """Drawn again and again it is the same, which is no certainty."""
+    ours, rival = measured(graded("spl", [[4], [2]]), 16), measured(graded("dpo", [[1]]), 16)
+    bootstrap = Bootstrap(draws=20)
+    records = [*bootstrap.estimates(ours, None, [0]), *bootstrap.against(ours, rival, None, [0])]
+    assert {"pass@1", "pass@16_difference", "samples_to_match"} <= {record["name"] for record in records}
+    assert all(np.isnan([record["low"], record["high"]]).all() and record["num"] == 1 for record in records)
+    assert all(np.isnan(curve["low"]).all() for curve in bootstrap.curve_records(ours, None, [0]))
+
+
 def test_samples_to_match_a_rival() -> None:
     # The rival solves half of the problems with 16 samples, and each of ours is solved by 2 of 16.
     rival = measured(graded("dpo", [[16] * 10 + [0] * 10]), 16)
