@@ -20,13 +20,15 @@ import gzip
 import hashlib
 import json
 import math
+import os
 import platform
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from spl.disk import append, replacing
 from spl.types import UserError
@@ -37,6 +39,7 @@ FORM = 1
 _PACKAGES = ("spl", "torch", "transformers", "numpy")
 # What may differ when a program goes on with its file.
 _MAY_DIFFER = ("created", "versions")
+_BEGINNING = b'{"kind": "header"'
 
 
 class ResultsError(UserError):
@@ -107,11 +110,10 @@ class Results:
 
 
 def write(path: Path, first: Record, records: Iterable[Record]) -> None:
-    """Write a whole file, which is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a whole file, which is there whole or not at all; gzipped where its name says so."""
+    content = "".join(map(_line, (first, *records))).encode()
     with replacing(path) as file:
-        for record in (first, *records):
-            file.write(_line(record).encode())
+        file.write(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def read(path: Path) -> Results:
@@ -121,9 +123,23 @@ def read(path: Path) -> Results:
         ResultsError: it is no results file; the text names file and line.
     """
     try:
-        raw = path.read_bytes()
-        lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode().split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        with _opened(path) as file:
+            return _parsed(path, file.read())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ResultsError(f"{path} cannot be read: {error}.") from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """A file's content, unpacked where it is gzipped, whatever its name."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if packed else path.open("rb")
+
+
+def _parsed(path: Path, content: bytes) -> Results:
+    try:
+        lines = content.decode().split("\n")
+    except UnicodeDecodeError as error:
         raise ResultsError(f"{path} cannot be read: {error}.") from error
     records = [_record(path, number, line) for number, line in enumerate(lines, 1) if line]
     if not records or records[0]["kind"] != "header":
@@ -151,9 +167,9 @@ def find(paths: Iterable[Path]) -> list[Path]:
 def is_results(path: Path) -> bool:
     """Whether a file begins with a header."""
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with _opened(path) as file:
             return bool(_record(path, 1, file.readline(1_000_000).decode())["kind"] == "header")
-    except (OSError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError, zlib.error):
         return False
 
 
@@ -168,33 +184,29 @@ class Appender:
         records: those found in the file.
 
     Raises:
-        ResultsError: the file is something else, or was begun otherwise.
+        ResultsError: the file is something else, which is left as it is, or was begun otherwise.
     """
 
     def __init__(self, path: Path, first: Record) -> None:
         self.path = path
         self.records: list[Record] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and _whole_lines(path):
-            before = read(path)
+        if path.suffix == ".gz":
+            raise ResultsError(f"{path} grows as it is written, which a gzipped file cannot: name it without .gz.")
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole:
+            before = _parsed(path, whole)
             _compare(path, before.header, first)
             self.records = before.records
-        else:
+            os.truncate(path, len(whole))  # a torn last line, of a program that was killed
+        elif _BEGINNING.startswith(content[: len(_BEGINNING)]):
             write(path, first, ())
+        else:
+            raise ResultsError(f"{path} is another file: give another output.")
 
     def add(self, records: Iterable[Record]) -> None:
         """Write records to the end, all in one go."""
         append(self.path, "".join(map(_line, records)))
-
-
-def _whole_lines(path: Path) -> int:
-    """Bytes of a file's whole lines; a torn last one, of a program that was killed, is cut off."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    return whole
 
 
 def _compare(path: Path, before: Record, now: Record) -> None:
@@ -223,7 +235,9 @@ def _record(path: Path, number: int, line: str) -> Record:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+    line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+    # Half of a surrogate pair, as a server may send of a sign that was cut, has no place in UTF-8.
+    return line.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Files of results: read as they were written, gone on with after a kill, refused where they are something else."""
 
+import gzip
 import hashlib
 import json
 import math
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spl.results import Appender, ResultsError, find, header, read, write
+from spl.results import Appender, ResultsError, find, header, is_results, read, write
 
 SETTINGS = {"num_samples": 2, "models": {"dpo": "a"}}
 
@@ -83,3 +84,34 @@ def test_a_header_that_was_torn_is_begun_anew(tmp_path: Path) -> None:
     path.write_text(json.dumps(header("sample", SETTINGS))[:20])
     assert Appender(path, header("sample", SETTINGS)).records == []
     assert read(path).header["settings"] == SETTINGS
+
+
+@pytest.mark.parametrize("content", [b"[1, 2, 3]", b"my notes\nof the day", gzip.compress(b"{}\n")])
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "notes.json"
+    path.write_bytes(content)
+    with pytest.raises(ResultsError, match=r"notes\.json"):
+        Appender(path, header("sample", SETTINGS))
+    assert path.read_bytes() == content
+
+
+def test_gzipped_by_name_and_by_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    write(path, header("sample", SETTINGS), [{"kind": "note", "text": "x"}])
+    assert gzip.decompress(path.read_bytes()).startswith(b'{"kind": "header"')
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.decompress(path.read_bytes()))  # unpacked, and not renamed
+    assert [read(file).of("note")[0]["text"] for file in find([tmp_path])] == ["x", "x"]
+    with pytest.raises(ResultsError, match=r"name it without \.gz"):
+        Appender(path, header("sample", SETTINGS))
+    packed = path.read_bytes()
+    path.write_bytes(packed[:20] + bytes(len(packed) - 20))
+    assert not is_results(path)
+    with pytest.raises(ResultsError, match="cannot be read"):
+        read(path)
+
+
+def test_half_of_a_surrogate_pair_loses_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    appender = Appender(path, header("sample", SETTINGS))
+    appender.add([{"kind": "note", "text": "a\ud83d b \ud83d\ude00 \U0001f600 é"}])
+    assert read(path).of("note")[0]["text"] == "a\ufffd b \U0001f600 \U0001f600 é"
