@@ -172,8 +172,11 @@ def areas(cloud: Cloud) -> Array:
 
 
 def heights(cloud: Cloud, grid: Array) -> Array:
-    """The best y of the points at x or better, for every x of a grid -> [rows, grid]; nan where there is no point."""
-    reached = cloud.x[:, None, :] >= grid[:, None] - 1e-12
+    """The best y of the points at x or better, for every x of a grid [grid] or [rows, grid] -> [rows, grid].
+
+    It is nan where there is no point.
+    """
+    reached = cloud.x[:, None, :] >= grid[..., None] - 1e-12
     best = np.where(reached, cloud.y[:, None, :], -np.inf).max(-1)
     return np.where(np.isfinite(best), best, np.nan)
 
@@ -205,12 +208,12 @@ def _dominates(a: Cloud, b: Cloud) -> float:
 
 
 def _gap(a: Cloud, b: Cloud) -> Array:
-    """Mean of a's height less b's over the range that both have points in, in every row -> [rows]."""
+    """Mean of a's height less b's over the range that both have points in, each row over its own -> [rows]."""
     # Fronts are flat up to their first point, so ranges that do not overlap meet at the end of the lower one.
-    right = min(max(a.x[0]), max(b.x[0]))
-    left = min(right, max(min(a.x[0]), min(b.x[0])))
-    grid = np.linspace(left, right, len(_GRID))
-    return np.asarray((np.nan_to_num(heights(a, grid)) - np.nan_to_num(heights(b, grid))).mean(1))
+    right = np.minimum(a.x.max(1), b.x.max(1))
+    left = np.minimum(right, np.maximum(a.x.min(1), b.x.min(1)))
+    grid = np.linspace(left, right, len(_GRID), axis=1)
+    return np.asarray((heights(a, grid) - heights(b, grid)).mean(1))
 
 
 def _estimate(name: str, rows: Array, num: int) -> Record:

@@ -84,6 +84,21 @@ def test_a_pair_of_measures_by_hand() -> None:
     assert (front["x_name"], front["y_name"], front["group"]) == ("spread", "loss", "spread / loss")
 
 
+def test_the_gap_to_a_single_arm_is_as_sure_as_the_difference_of_the_two_arms_that_it_compares() -> None:
+    """By the normal approximation, where a family of one arm lies well between two of the other."""
+    random = np.random.default_rng(1)
+    base, arms = Arm("base", ""), [Arm(f"spl {k}", "t 1") for k in range(3)]
+    spread = {base: random.normal(0.4, 0.1, 200)} | {
+        a: random.normal(0.2 + 0.3 * k, 0.1, 200) for k, a in enumerate(arms)
+    }
+    loss = {base: random.normal(0.5, 0.1, 200)} | {a: random.normal(0.3 * k, 0.1, 200) for k, a in enumerate(arms)}
+    found = records_of({"spread": spread, "loss": loss}, draws=2000)["front_gap", "base"]
+    better = loss[arms[1]] - loss[base]
+    half = 1.96 * better.std() / np.sqrt(200)
+    expected = better.mean(), better.mean() - half, better.mean() + half
+    assert (found["value"], found["low"], found["high"]) == pytest.approx(expected, abs=0.003)
+
+
 def test_a_prompt_that_an_arm_cannot_tell_counts_for_none() -> None:
     a, b = Arm("a", "t 1"), Arm("b", "t 1")
     found = records_of({"spread": {a: [1.0, 3.0, 90.0], b: [5.0, 7.0, np.nan]}, "loss": {a: [1, 1, 1], b: [2, 2, 2]}})
