@@ -1,11 +1,11 @@
-"""Intervals by the bootstrap over prompts and training seeds, paired between policies; fronts of two measures.
+"""Intervals by the bootstrap over prompts and training seeds, paired between policies.
 
 The replies to one prompt are alike, so what is drawn again is the prompt (a cluster), never a reply; with several
 training runs of a policy these are drawn again too, crossed with the prompts, since all runs answer the same ones.
 Policies that are compared see the same draws of prompts: what is hard for all of them then cancels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -122,15 +122,3 @@ def statistic_interval(
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     drawn = [statistic(*(array[index] for array in given)) for index in resamples(num, 1, draws, seed).prompts]
     return interval(float(statistic(*given)), drawn, num, level)
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other dominates, larger being better on both axes, in order of the first axis."""
-    order = sorted(range(len(points)), key=lambda k: (-points[k][0], -points[k][1]))
-    front: list[int] = []
-    best = -np.inf
-    for k in order:
-        if points[k][1] > best:
-            front.append(k)
-            best = points[k][1]
-    return front[::-1]

@@ -1,16 +1,10 @@
-"""Intervals against scipy's bootstrap and against theory; fronts against the definition."""
+"""Intervals against scipy's bootstrap and against theory."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from spl.intervals import (
-    bootstrap,
-    draws_of,
-    paired_difference,
-    pareto_front,
-    statistic_interval,
-)
+from spl.intervals import bootstrap, draws_of, paired_difference, statistic_interval
 
 RANDOM = np.random.default_rng(0)
 
@@ -74,11 +68,3 @@ def test_a_statistic_that_is_no_mean() -> None:
 
 def test_nothing_known_gives_nothing() -> None:
     assert np.isnan(bootstrap([np.nan, np.nan])).tolist()[:3] == [True] * 3
-
-
-def test_a_front_is_what_nothing_dominates() -> None:
-    points = [tuple(map(float, p)) for p in RANDOM.integers(0, 6, size=(30, 2))]
-    best = {p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)}
-    front = [points[k] for k in pareto_front(points)]
-    assert set(front) == best
-    assert front == sorted(best)
