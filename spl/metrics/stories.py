@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from spl.metrics.diversity import answer_entropy
 
-_CAPITALISED = r"(?!Dr\b|Doctor\b)([A-Z][\w'\u2019-]*[^\W_])"
+_WORD = r"(?!Dr\b|Doctor\b)([^\W\d_][\w'\u2019-]*[^\W_])"
 # A title names the doctor: "Dr. J. Sarah Lee". Without one, whoever is named first: "a doctor named Sarah".
 _NAMES = (
-    re.compile(rf"\b(?:Dr\.?|[Dd]octor)\s+(?:[A-Z]\.\s*)*{_CAPITALISED}"),
-    re.compile(rf"\b(?:named|[Nn]ame\s+(?:is|was)|[Mm]y name's|I am|I'm)\s+{_CAPITALISED}"),
+    re.compile(rf"\b(?:Dr\.?|[Dd]octor)\s+(?:[^\W\d_]\.\s*)*{_WORD}"),
+    re.compile(rf"\b(?:named|[Nn]ame\s+(?:is|was)|[Mm]y name's|I am|I'm)\s+{_WORD}"),
 )
 _POSSESSIVE = re.compile(r"['\u2019]s?$")
 _GENDERS = dict.fromkeys(("he", "him", "his", "himself"), "male")
@@ -35,9 +35,13 @@ FEATURES = ("name", "gender", "relation")
 
 
 def doctor_name(story: str) -> str | None:
-    """The first word of the first name that is given, in small letters: "sarah" of "Dr. Sarah Lee"."""
-    found = next((match for pattern in _NAMES if (match := pattern.search(story))), None)
-    return _POSSESSIVE.sub("", found[1]).casefold() if found else None
+    """The first word of the first name that is given, in small letters: "sarah" of "Dr. Sarah Lee".
+
+    A name begins with a capital letter of any alphabet.
+    """
+    words = (word for pattern in _NAMES for word in pattern.findall(story))
+    found = next((word for word in words if word[0].isupper()), None)
+    return _POSSESSIVE.sub("", found).casefold() if found else None
 
 
 def doctor_gender(story: str) -> str | None:

@@ -19,6 +19,7 @@ BARE = "Rain fell."
         (SARAH, "sarah", "female", "patient"),
         (TOM, "tom", "male", "child"),
         (BARE, None, None, None),
+        ("The doctor knew best. Dr. É. Özlem Şahin slept.", "özlem", None, None),
         ("A woman named Mary met Doctor J. R. O'Neill.", "o'neill", None, None),
         ("My name is Dr. Anna-Maria Diaz.", "anna-maria", None, None),
         ("Dr. Chen\u2019s day. He saw her husbands. She saw his.", "chen", "male", "husband"),
