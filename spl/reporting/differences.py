@@ -57,7 +57,7 @@ def differences(evidence: Evidence, baseline: str | None = None) -> dict[Key, tu
                 continue
             for arm in known.keys() - {against}:
                 interval = _difference(known[arm], known[against])
-                if interval.num:
+                if interval.num > 1:  # one item drawn again and again is always itself
                     found[Key(program, arm, name, group)] = against, interval
     return found
 

@@ -90,14 +90,16 @@ async function figure(place) {
     return select;
   });
   let view = null;
-  const choose = async () => {
+  const redrawn = async () => {
     const panel = panels.find(({ keys }) => keys.every((key, k) => key === selects[k].value));
     if (view) views.splice(views.indexOf(view), 1)[0].finalize();
     view = panel ? await draw(slot, panel, name) : null;
     if (!panel) slot.replaceChildren(element("p", { className: "none", textContent: "These two were not measured together." }));
   };
-  for (const select of selects) select.onchange = choose;
-  await choose();
+  // One after the other: a choice may come before the chart of the one before it is drawn.
+  let drawing = redrawn();
+  for (const select of selects) select.onchange = () => { drawing = drawing.then(redrawn); };
+  await drawing;
 }
 
 function tip(handler, event, item, value) {
@@ -155,7 +157,7 @@ function browser() {
   browse();
 }
 
-// The first column of each policy, those at the ends of the list and in its middle.
+// The first column of each policy; of more than three policies the first two, which are base and DPO, and the last.
 function firstColumns(columns) {
   const firsts = [...columns.keys()].filter((k) => columns.findIndex(({ policy }) => policy === columns[k].policy) === k);
   return firsts.length <= 3 ? firsts : [firsts[0], firsts[1], firsts[firsts.length - 1]];
