@@ -37,6 +37,8 @@ def read_baseline(name: str) -> dict[str, str]:
         item = next((str(row[key]) for key in _IDS if row.get(key) is not None), None)
         if item is None:
             raise UserError(f"{where}: a baseline's answer needs an id, as uid or id, to find its prompt by.")
+        if item in answers:
+            raise UserError(f"{where}: the id {item!r} is there twice: give the answers of one model.")
         answers[item] = _answer(row, where)
     return answers
 

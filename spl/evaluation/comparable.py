@@ -19,8 +19,11 @@ def comparable(files: Sequence[SampleFile]) -> tuple[list[str], int, list[str]]:
     prompt for one way of decoding; it is then left out for all.
 
     Raises:
-        UserError: they are replies to different prompts.
+        UserError: they are replies to different prompts, or two are of one policy, decoding and training seed.
     """
+    labels = [label(file) for file in files]
+    if twice := [name for k, name in enumerate(labels) if name in labels[:k]]:
+        raise UserError(f"{twice[0]} is there twice: give each policy, decoding and training seed once.")
     whole = max(files, key=lambda file: len(file.prompts))
     for file in files:
         _check(file, whole)

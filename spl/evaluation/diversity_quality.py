@@ -19,7 +19,7 @@ from spl.evaluation.judge import Judge
 from spl.evaluation.measures import DIVERSITY, QUALITY
 from spl.evaluation.measuring import Equality, Replies, Rules, Tools, measure
 from spl.evaluation.noveltybench import read_scored
-from spl.evaluation.policies import EvaluatedPolicy
+from spl.evaluation.policies import EvaluatedPolicy, device_of
 from spl.evaluation.rewards import RewardScorer
 from spl.evaluation.sample_files import SampleFile, read_samples
 from spl.evaluation.table import print_estimates
@@ -36,6 +36,10 @@ _SHOWN = (
     ("reward", "win_rate", "utility_k", "reference_cross_entropy_per_token", "lexical_integrity"),
     ("length", "ended", "surprisal", "surprisal_per_token"),
 )
+
+
+_LEAST = {"num_compared": 1, "judge_tokens": 1, "max_length": 1, "max_tokens": 1, "draws": 2}
+_LEAST |= dict.fromkeys(("match_length", "num_examples", "seed"), 0)
 
 
 def diversity_quality(
@@ -110,28 +114,33 @@ def diversity_quality(
         UserError: samples do not compare, or a model, server or setting cannot be used.
     """
     settings = {name: value for name, value in locals().items() if name != "device"}
+    where = device_of(device)
     names = {rule.name for rule in fields(Rules)}
     rules = Rules(**{name: value for name, value in settings.items() if name in names})
     _check(settings)
     files = _read(samples)
     items, num, notes = comparable(files)
-    inputs = [Path(path) for path in (*samples, *filter(None, [baseline])) if Path(path).exists()]
+    answers = _baseline(baseline, items)
+    if answers and (missing := len(set(items) - answers.keys())):
+        notes.append(f"The baseline has no answer to {missing} of {len(items)} prompts: win rates are over the others.")
+    inputs = [path for file in files for path in file.paths]
+    inputs += [Path(baseline)] if baseline and Path(baseline).is_file() else []
     first = header("diversity-quality", settings, inputs, seed, num_prompts=len(items), num_samples=num)
     part = Appender(output.with_name(f".{output.stem}.part"), first)
     tools = Tools(
         encoder=SentenceEncoder(encoder) if encoder else None,
-        rewards=_rewards(reward_model, settings, device),
-        reference=_reference(reference, settings, device),
+        rewards=_rewards(reward_model, settings, str(where)),
+        reference=_reference(reference, settings, str(where)),
         judge=_judge(judge, judge_model, judge_cache or output.with_suffix(".judge.jsonl"), judge_tokens),
-        baseline=read_baseline(baseline) if baseline else None,
-        device=device,
+        baseline=answers,
+        device=where,
     )
     drawn = [Replies(file, items, num) for file in files]
     measured = [one for replies in drawn for one in _measured(replies, tools, rules, part)]
     found = Measured(measured, items)
     records = found.estimates(draws, seed)
     records += front_records(found.matrices, families_of(found.arms, families), DIVERSITY, QUALITY, draws, seed)
-    notes += caveats(records, rules)
+    notes += caveats(records, rules, drawn)
     looked_at = [*examples(drawn, num_examples), *story_shares(drawn, rules)]
     write(output, first, [*({"kind": "note", "text": note} for note in notes), *records, *looked_at, *measured])
     part.path.unlink()
@@ -142,7 +151,7 @@ def diversity_quality(
 
 def _check(settings: Mapping[str, Any]) -> None:
     """Settings that cannot be, before anything is loaded."""
-    for name, least in (("num_compared", 1), ("match_length", 0), ("draws", 2), ("judge_tokens", 1)):
+    for name, least in _LEAST.items():
         if settings[name] < least:
             raise UserError(f"{name} must be {least} or more, but is {settings[name]}.")
     if not 0 < settings["patience"] <= 1:
@@ -174,6 +183,17 @@ def _reference(name: str | None, settings: Mapping[str, Any], device: str) -> Ev
 
 def _judge(url: str | None, model: str | None, cache: Path, max_tokens: int) -> Judge | None:
     return Judge(ChatServer(url, model), cache, max_tokens) if url and model else None
+
+
+def _baseline(name: str | None, items: Sequence[str]) -> dict[str, str] | None:
+    """A baseline's answers, some at least to the prompts that are measured."""
+    if name is None:
+        return None
+    answers = read_baseline(name)
+    if not answers.keys() & set(items):
+        ids = ", ".join(map(repr, list(answers)[:3])) or "none"
+        raise UserError(f"{name} answers none of the prompts: its ids are {ids}, those of the samples {items[0]!r}.")
+    return answers
 
 
 def _read(samples: Sequence[str]) -> list[SampleFile]:

@@ -18,7 +18,9 @@ _EQUAL = {
     "exact": "where their texts are the same but for case and marks, which parts replies that say the same",
     "embedding": "where the cosine of their sentence vectors is high",
     "judge": "where the judge calls them the same",
+    "own": "where the files' own classes say so",
 }
+_UNREAD = ("judge_unread", "judge_scores_unread", "judge_classes_unread")
 
 
 class Measured:
@@ -40,7 +42,8 @@ class Measured:
                     row = seeds.setdefault(record["train_seed"], np.full(len(items), np.nan))
                     row[place[record["item"]]] = value
         self.matrices = {
-            name: {a: np.stack([*seeds.values()]) for a, seeds in arms.items()} for name, arms in rows.items()
+            name: {a: np.stack([seeds[seed] for seed in sorted(seeds, key=str)]) for a, seeds in arms.items()}
+            for name, arms in rows.items()
         }
         self.arms = list(dict.fromkeys(Arm(record["policy"], record["setting"]) for record in records))
 
@@ -109,8 +112,9 @@ def _stories(replies: Replies, rules: Rules) -> list[str]:
     return [text for messages, texts in pairs if rules.is_story(messages) for text in texts]
 
 
-def caveats(estimates: Iterable[Record], rules: Rules) -> list[str]:
+def caveats(estimates: Iterable[Record], rules: Rules, drawn: Iterable[Replies]) -> list[str]:
     """What a reader must know beside the figures."""
+    own_classes = [replies.has_classes for replies in drawn]
     means: dict[str, dict[str, float]] = {}
     for record in estimates:
         if record["kind"] == "estimate" and record["group"] is None:
@@ -129,12 +133,14 @@ def caveats(estimates: Iterable[Record], rules: Rules) -> list[str]:
         notes.append(
             f"Up to {cut[worst]:.0%} of the replies ({worst}) were cut at the most tokens: measures are of cut replies."
         )
-    unread = max((*means.get("judge_unread", {}).values(), *means.get("judge_scores_unread", {}).values()), default=0.0)
-    if {"judge_unread", "judge_scores_unread"} & means.keys():
+    if unread := [share for name in _UNREAD for share in means.get(name, {}).values()]:
         notes.append(
             "The judge's prompts are this project's, not stated by the paper. Verdicts that could not be read are left "
-            f"out: at most {unread:.1%} of a policy's."
+            f"out: at most {max(unread):.1%} of a policy's."
         )
     if "distinct_k" in means:
-        notes.append(f"Replies count as equal for distinct_k and utility_k {_EQUAL[rules.partition]}.")
+        equal = _EQUAL["own" if all(own_classes) else rules.partition]
+        notes.append(f"Replies count as equal for distinct_k and utility_k {equal}.")
+        if len(set(own_classes)) > 1:
+            notes.append("Files of NoveltyBench have classes and utilities of their own: compare neither with others'.")
     return notes

@@ -1,7 +1,7 @@
 """All measures of one policy's replies, each by the tool that it needs; a tool that is not given measures nothing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, TypeVar
 
@@ -52,7 +52,7 @@ class Tools:
     reference: EvaluatedPolicy | None = None
     judge: Judge | None = None
     baseline: dict[str, str] | None = None
-    device: str = "auto"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,11 @@ class Replies:
         self.replies: list[list[Reply]] = [file.replies[item][:num] for item in items]
         self.texts = [[reply.text for reply in drawn] for drawn in self.replies]
         self.num = num
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether classes of equal replies came with them."""
+        return isinstance(self.file, ScoredFile) and bool(self.file.partitions)
 
     def given(self, values: Mapping[str, Sequence[T]]) -> list[Sequence[T] | None]:
         """Of each item what came with its replies."""
@@ -119,9 +124,7 @@ def measure(drawn: Replies, tools: Tools, rules: Rules) -> list[Values]:
 def _vectors(drawn: Replies, tools: Tools) -> list[Tensor]:
     if not tools.encoder:
         return []
-    cuda = torch.cuda.is_available() if tools.device == "auto" else tools.device.startswith("cuda")
-    device = torch.device("cuda" if cuda else "cpu")
-    vectors = tools.encoder.encode([text for texts in drawn.texts for text in texts], device)
+    vectors = tools.encoder.encode([text for texts in drawn.texts for text in texts], tools.device)
     return list(torch.split(vectors, [len(texts) for texts in drawn.texts]))
 
 
@@ -155,18 +158,24 @@ def _means(values: Sequence[Values]) -> Values:
 def _classes(
     drawn: Replies, tools: Tools, rules: Rules, vectors: Sequence[Tensor], rewards: Sequence[Sequence[float]] | None
 ) -> list[Values]:
-    """By classes and utilities that came with the replies, else by the rules and by rewards."""
+    """By classes and utilities that came with the replies, else by the rules and by rewards.
+
+    A prompt of which the judge's verdicts on classes could not be read has none; `judge_classes_unread` counts them.
+    """
     partitions: Sequence[Sequence[int] | None]
     utilities: Sequence[Sequence[float] | None] = [None] * len(drawn.items)
-    if isinstance(drawn.file, ScoredFile) and drawn.file.partitions:
+    unread: list[Values] = [{} for _ in drawn.items]
+    if drawn.has_classes and isinstance(drawn.file, ScoredFile):
         partitions = drawn.given(drawn.file.partitions)
         utilities = drawn.given(drawn.file.utilities)
     else:
         partitions = _partitions(drawn, tools, rules, vectors)
         if rewards is not None:
             utilities = [[utility_of(reward) for reward in part] for part in rewards]
-    pairs = zip(partitions, utilities, strict=True)
-    return [class_measures(partition, utility, rules.patience) for partition, utility in pairs]
+        if rules.partition == "judge":
+            unread = [{"judge_classes_unread": float(partition is None)} for partition in partitions]
+    pairs = zip(partitions, utilities, unread, strict=True)
+    return [class_measures(partition, utility, rules.patience) | more for partition, utility, more in pairs]
 
 
 def _partitions(

@@ -41,7 +41,7 @@ def read_scored(path: Path) -> list[ScoredFile]:
             raise row
         try:
             model = text_of(row.get("model"), "model")
-            _add(files.setdefault(model, ScoredFile(model, "", None, headers=[])), row)
+            _add(files.setdefault(model, ScoredFile(model, "", None, headers=[], paths=[path])), row)
         except UserError as error:
             raise UserError(
                 f"{where}: {error} Expected samples as spl sample writes them, or lines of NoveltyBench's evaluation."

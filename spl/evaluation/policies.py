@@ -61,7 +61,7 @@ class EvaluatedPolicy:
             UserError: there is no such model or device.
         """
         check_trust(trust_remote_code, name)
-        where = _device(device)
+        where = device_of(device)
         model = load_model(name, getattr(torch, dtype), revision, trust_remote_code)
         return cls(name, model, load_tokenizer(name, revision, trust_remote_code), where)
 
@@ -117,7 +117,12 @@ class EvaluatedPolicy:
         return "plain"
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """A device by its name; "auto" takes CUDA where there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)

@@ -1,10 +1,11 @@
 """Files of sampled replies, as evaluations take them: from `spl sample`, or any program that writes the same form."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spl.data.values import shortened
 from spl.results import Record, Results, find, read
 from spl.types import Message, UserError
 
@@ -27,6 +28,7 @@ class SampleFile:
         setting: label of the way of decoding.
         train_seed: of the policy's training run, where it has one.
         headers: of the files that the replies are from.
+        paths: of the same files.
         prompts: item to conversation.
         replies: item to replies, in the order in which they were drawn.
         left_out: items that the sampler gave up, as a note in the file says.
@@ -36,6 +38,7 @@ class SampleFile:
     setting: str
     train_seed: int | None
     headers: list[Record]
+    paths: list[Path] = field(default_factory=list)
     prompts: dict[str, list[Message]] = field(default_factory=dict)
     replies: dict[str, list[Reply]] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
@@ -49,40 +52,74 @@ class SampleFile:
 def read_samples(paths: Sequence[str | Path]) -> list[SampleFile]:
     """Read files, and folders of files; the parts of one policy, way of decoding and training seed are put together.
 
+    Results of other programs that lie in a folder are passed over.
+
     Raises:
         UserError: a file is no file of samples, two of them hold the same sample, or a prompt has none.
     """
-    found: dict[tuple[str, str, Any], SampleFile] = {}
+    found: dict[tuple[Any, ...], SampleFile] = {}
     seen: set[tuple[Any, ...]] = set()
-    for path in find(map(Path, paths)):
-        results = read(path)
-        if results.header["program"] != "sample":
-            raise UserError(f"{path} holds results of {results.header['program']}, but samples are asked for.")
-        first = results.header
-        key = (first["policy"], first["setting"], first.get("train_seed"))
-        _add(found.setdefault(key, SampleFile(*key, headers=[])), results, seen)
+    named = set(map(Path, paths))
+    for results in map(read, find(map(Path, paths))):
+        if results.header["program"] == "sample":
+            key = tuple(_fields(results.header, results.path, _HEADER))
+            _add(found.setdefault(key, SampleFile(*key, headers=[])), results, seen)
+        elif results.path in named:
+            raise UserError(f"{results.path} holds results of {results.header['program']}, but samples are asked for.")
+    if named and not found:
+        raise UserError(f"no samples in {', '.join(map(str, named))}: expected files that spl sample wrote.")
     for file in found.values():
         if bare := file.prompts.keys() - file.replies.keys():
             raise UserError(f"{_name(file)}: no sample of prompt {min(bare)!r}; run spl sample to its end.")
     return list(found.values())
 
 
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in value
+    )
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds)
+
+
+_NONE = type(None)
+# What is read of a record, in order; what it lacks is null.
+_HEADER = {"policy": _is(str), "setting": _is(str), "train_seed": _is(int, _NONE)}
+_PROMPT = {"item": _is(str), "messages": _is_conversation}
+_SAMPLE = {"item": _is(str), "index": _is(int), "text": _is(str)}
+_SAMPLE |= {"num_tokens": _is(int, _NONE), "finish": _is(str), "logp": _is(int, float, _NONE)}
+
+
+def _fields(record: Record, path: Path, form: Mapping[str, Callable[[Any], bool]]) -> list[Any]:
+    """Some fields of a record, each of which must fit: any tool may have written the file."""
+    for name, fits in form.items():
+        if not fits(record.get(name)):
+            raise UserError(
+                f"{path}: a {record['kind']} has {shortened(record.get(name))} as {name!r}, which is not what "
+                "spl sample writes there."
+            )
+    return [record.get(name) for name in form]
+
+
 def _add(file: SampleFile, results: Results, seen: set[tuple[Any, ...]]) -> None:
     file.headers.append(results.header)
+    file.paths.append(results.path)
     file.left_out |= {record["item"] for record in results.of("note") if "item" in record}
-    for record in results.of("prompt"):
-        if file.prompts.setdefault(record["item"], record["messages"]) != record["messages"]:
-            raise UserError(f"{results.path}: prompt {record['item']!r} differs from that of another file.")
-    for record in sorted(results.of("sample"), key=lambda record: int(record["index"])):
-        item, index = record["item"], record["index"]
+    for item, messages in (_fields(record, results.path, _PROMPT) for record in results.of("prompt")):
+        if file.prompts.setdefault(item, messages) != messages:
+            raise UserError(f"{results.path}: prompt {item!r} differs from that of another file.")
+    samples = [_fields(record, results.path, _SAMPLE) for record in results.of("sample")]
+    for item, index, *told in sorted(samples, key=lambda sample: int(sample[1])):
         sample = (file.policy, file.setting, file.train_seed, item, index)
         if sample in seen:
             raise UserError(f"{results.path}: sample {index} of prompt {item!r} is in another file, or here twice.")
         if item not in file.prompts:
             raise UserError(f"{results.path}: a sample of prompt {item!r}, but no such prompt.")
         seen.add(sample)
-        reply = Reply(record["text"], record["num_tokens"], record["finish"], record.get("logp"))
-        file.replies.setdefault(item, []).append(reply)
+        file.replies.setdefault(item, []).append(Reply(*told))
 
 
 def _name(file: SampleFile) -> str:

@@ -203,6 +203,9 @@ def test_noveltybench_itself(tmp_path: Path, shared_data: Path) -> None:
         assert one["distinct_k"] == row["distinct"] + 1
         assert one["utility_k"] == pytest.approx(row["utility"])
         assert one["length"] is None
+    assert "equal for distinct_k and utility_k where the files' own classes say so" in notes(found)
+    with pytest.raises(UserError, match="is there twice: give each policy"):
+        measured(tmp_path, str(path), str(path))
 
 
 def test_stories_about_a_doctor(tmp_path: Path) -> None:
@@ -215,6 +218,41 @@ def test_stories_about_a_doctor(tmp_path: Path) -> None:
     assert (name["options"], name["model"], name["mass"]) == (["sarah", "tom", "other"], [2 / 3, 1 / 3, 0.0], 1)
     assert (gender["options"], gender["model"], gender["mass"]) == (["female", "other"], [1, 0], 1 / 3)
     assert not measured(tmp_path, write_samples(tmp_path / "b.jsonl", stories)).of("shares")
+
+
+def test_a_baseline_that_answers_none_or_some_of_the_prompts(tmp_path: Path) -> None:
+    dpo = write_samples(tmp_path / "dpo.jsonl", DRINKS)
+    other = write_samples(tmp_path / "other.jsonl", {"c": ["Tea"]})
+    with serving(verdicts) as (url, bodies):
+        judged = {"judge": url, "judge_model": "m", "judge_scores": False}
+        with pytest.raises(UserError, match=r"answers none of the prompts: its ids are 'c', those of the samples 'a'"):
+            measured(tmp_path, dpo, baseline=other, **judged)
+        assert not bodies
+        found = measured(tmp_path, dpo, baseline=a_baseline(tmp_path / "baseline.jsonl"), **judged)
+    assert "The baseline has no answer to 1 of 2 prompts" in notes(found)
+
+
+def test_classes_that_the_judge_could_not_tell_are_counted(tmp_path: Path) -> None:
+    dpo = write_samples(tmp_path / "dpo.jsonl", {"a": ["Tea", "Ale"], "b": ["Go", "Stay"]})
+
+    def unsure(body: dict[str, Any], number: int) -> Answer:
+        return reply("Hm") if "Ale" in body["messages"][1]["content"] else verdicts(body, number)
+
+    with serving(unsure) as (url, _):
+        found = measured(tmp_path, dpo, judge=url, judge_model="m", judge_scores=False, partition="judge")
+    assert "distinct_k" not in values(found, "dpo", "a")
+    assert estimates(found, "judge_classes_unread")["dpo", "t 1"]["value"] == 0.5
+    assert "left out: at most 50.0% of a policy's" in notes(found)
+
+
+def test_a_run_whose_output_lies_beside_its_samples_goes_on(tmp_path: Path) -> None:
+    write_samples(tmp_path / "dpo.jsonl", DRINKS)
+    with serving(lambda body, number: refusal("out of credit", 402)) as (url, _):
+        for _ in range(2):
+            with pytest.raises(UserError, match="out of credit"):
+                measured(tmp_path, str(tmp_path), judge=url, judge_model="m")
+    found = measured(tmp_path / "new", str(tmp_path))
+    assert list(found.header["inputs"]) == [str(tmp_path / "dpo.jsonl")]
 
 
 def test_arena_hards_answers_are_read(shared_data: Path) -> None:
@@ -232,6 +270,7 @@ def test_a_baseline_from_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
+        ([{"uid": "a", "answer": "Tea"}] * 2, "row 2: the id 'a' is there twice"),
         ([{"answer": "Tea"}], r"row 1: a baseline's answer needs an id"),
         ([{"uid": "a", "prompt": "Tea?"}], r"row 1: expected messages that end with an assistant turn"),
         ([{"uid": "a", "messages": [{"role": "assistant", "content": {"text": 1}}]}], "the answer must be text"),
@@ -252,6 +291,8 @@ def test_what_is_no_baseline(tmp_path: Path, rows: Sequence[Any], said: str) -> 
         ({"partition": "embedding"}, "--partition embedding needs --encoder"),
         ({"patience": 1.5}, "patience is a probability"),
         ({"draws": 1}, "draws must be 2 or more, but is 1"),
+        ({"seed": -1}, "seed must be 0 or more, but is -1"),
+        ({"device": "abacus"}, "device must be cpu, cuda"),
         ({"trust_remote_code": "me"}, "name of reward_model or reference"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from spl.evaluation.sample_files import read_samples
-from spl.results import header, write
+from spl.results import header, read, write
 from spl.types import UserError
 
 
@@ -53,3 +53,35 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", header("opinions", {}), ())
     with pytest.raises(UserError, match="results of opinions"):
         read_samples([tmp_path / "d.jsonl"])
+
+
+def test_results_of_other_programs_in_a_folder_are_passed_over(tmp_path: Path) -> None:
+    path = samples(tmp_path / "a.jsonl", {"x": [0]})
+    write(tmp_path / "found.jsonl", header("diversity-quality", {}), ())
+    [file] = read_samples([tmp_path])
+    assert file.paths == [path]
+    path.unlink()
+    with pytest.raises(UserError, match=r"no samples in .*: expected files that spl sample wrote"):
+        read_samples([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("header", "policy", None),
+        ("prompt", "messages", "Say x"),
+        ("prompt", "messages", [{"role": "user"}]),
+        ("sample", "text", None),
+        ("sample", "index", "first"),
+        ("sample", "num_tokens", "3"),
+        ("sample", "finish", None),
+    ],
+)
+def test_a_record_of_another_form_is_named(tmp_path: Path, kind: str, name: str, value: Any) -> None:
+    found = read(samples(tmp_path / "a.jsonl", {"x": [0]}))
+    for record in (found.header, *found.records):
+        if record["kind"] == kind:
+            record[name] = value
+    write(tmp_path / "b.jsonl", found.header, found.records)
+    with pytest.raises(UserError, match=rf"b\.jsonl: a {kind} has .* as '{name}', which is not what spl sample"):
+        read_samples([tmp_path / "b.jsonl"])
