@@ -129,7 +129,7 @@ def read(path: Path) -> Results:
         raise ResultsError(f"{path} cannot be read: {error}.") from error
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> IO[bytes] | gzip.GzipFile:
     """A file's content, unpacked where it is gzipped, whatever its name."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"

@@ -62,8 +62,8 @@ def read_samples(paths: Sequence[str | Path]) -> list[SampleFile]:
     named = set(map(Path, paths))
     for results in map(read, find(map(Path, paths))):
         if results.header["program"] == "sample":
-            key = tuple(_fields(results.header, results.path, _HEADER))
-            _add(found.setdefault(key, SampleFile(*key, headers=[])), results, seen)
+            policy, setting, train_seed = key = tuple(_fields(results.header, results.path, _HEADER))
+            _add(found.setdefault(key, SampleFile(policy, setting, train_seed, headers=[])), results, seen)
         elif results.path in named:
             raise UserError(f"{results.path} holds results of {results.header['program']}, but samples are asked for.")
     if named and not found:
