@@ -124,10 +124,11 @@ def test_differences_are_paired(tmp_path: Path) -> None:
 
 
 def test_an_item_without_a_value_tells_no_difference(tmp_path: Path) -> None:
-    found = differences(evidence(tmp_path, {"dpo": [1.0, None, 5.0], "spl 2": [2.0, 7.0, None]}))
+    found = differences(evidence(tmp_path, {"dpo": [1.0, None, 5.0, 3.0], "spl 2": [2.0, 7.0, None, 3.0]}))
     ((_, interval),) = found.values()
-    assert (interval.value, interval.num) == (1.0, 1)
-    assert differences(evidence(tmp_path, {"dpo": [1.0, None], "spl 2": [None, 2.0]})) == {}
+    assert (interval.value, interval.low, interval.high, interval.num) == (0.5, 0.0, 1.0, 2)
+    # One item is the same in every draw: its interval would be a point.
+    assert not differences(evidence(tmp_path, {"dpo": [1.0, None, 5.0], "spl 2": [2.0, 7.0, None]}))
 
 
 def test_whom_others_are_held_against(tmp_path: Path) -> None:
