@@ -89,6 +89,16 @@ def test_fronts_of_other_measures_are_chosen(browser: Browser) -> None:
     assert browser.run("document.querySelectorAll('[data-figure=front] svg.marks').length") == 1
 
 
+def test_choices_in_quick_succession_leave_other_figures_alone(browser: Browser) -> None:
+    select = "const select = document.querySelector('[data-figure=front] label:first-child select')"
+    twice = "for (const k of [0, 1]) { select.selectedIndex = k; drawn.push(select.onchange()); }"
+    others = "views.filter(view => before.has(view)).length - before.size"
+    run = f"{select}, before = new Set(views), drawn = []; {twice} await Promise.all(drawn); return {others};"
+    assert browser.run(f"(async () => {{ {run} }})()") == -1
+    assert "Self-BLEU" in text(browser, "[data-figure=front] svg.marks")
+    assert browser.run("document.querySelectorAll('[data-figure=front] svg.marks').length") == 1
+
+
 def test_entropy_and_length_stand_beside_the_fronts(browser: Browser) -> None:
     place = "document.querySelector('[data-figure={}]').getBoundingClientRect()"
     front, beside = (browser.run(f"{place.format(name)}.toJSON()") for name in ("front", "beside"))

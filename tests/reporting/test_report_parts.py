@@ -136,10 +136,10 @@ def test_whom_others_are_held_against(tmp_path: Path) -> None:
     assert rival(arms, None) == Arm("dpo", "t 1")
     assert rival([arms[0], arms[3]], None) == Arm("base", "t 1")
     assert rival(arms, "dpo, t 1.5") == Arm("dpo", "t 1.5")
-    found = differences(evidence(tmp_path, {"dpo": [1.0], "spl 2": [3.0]}), "spl 2")
+    found = differences(evidence(tmp_path, {"dpo": [1.0, 2.0], "spl 2": [3.0, 4.0]}), "spl 2")
     assert next(iter(found.values()))[1].value == -2.0
     with pytest.raises(ResultsError, match="baseline must be one of dpo, t 1, spl 2, t 1, but is 'grpo'"):
-        differences(evidence(tmp_path, {"dpo": [1.0], "spl 2": [3.0]}), "grpo")
+        differences(evidence(tmp_path, {"dpo": [1.0, 2.0], "spl 2": [3.0, 4.0]}), "grpo")
 
 
 def test_samples_of_files_that_share_an_item_are_kept_apart(tmp_path: Path) -> None:

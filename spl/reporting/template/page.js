@@ -98,7 +98,7 @@ async function figure(place) {
   };
   // One after the other: a choice may come before the chart of the one before it is drawn.
   let drawing = redrawn();
-  for (const select of selects) select.onchange = () => { drawing = drawing.then(redrawn); };
+  for (const select of selects) select.onchange = () => (drawing = drawing.then(redrawn, redrawn));
   await drawing;
 }
 
