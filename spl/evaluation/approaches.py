@@ -25,8 +25,13 @@ Clustering = Callable[[Sequence[list[Message]], Sequence[Sequence[str]]], list[l
 """Prompts and distinct solutions to each -> the cluster of each solution; None for a prompt without clusters."""
 
 
-def approaches(arms: Sequence[Graded], conversations: Sequence[list[Message]], clustering: Clustering) -> list[Array]:
-    """Expected clusters among m correct solutions, for every policy [training runs, problems]; nan where m < 2."""
+def approaches(
+    arms: Sequence[Graded], conversations: Sequence[list[Message]], clustering: Clustering
+) -> tuple[list[Array], int]:
+    """Expected clusters among m correct solutions, for every policy [training runs, problems]; nan where m < 2.
+
+    With it the number of problems that are nan since their solutions could not be clustered.
+    """
     correct = [
         [[[s.reply.text.strip() for s in replies if s.correct] for replies in run] for run in arm.solutions]
         for arm in arms
@@ -35,14 +40,15 @@ def approaches(arms: Sequence[Graded], conversations: Sequence[list[Message]], c
     told = [k for k, num in enumerate(fewest) if num >= 2]
     texts = [list(dict.fromkeys(text for arm in correct for run in arm for text in run[k])) for k in told]
     found = [np.full((len(arm), len(conversations)), np.nan) for arm in correct]
-    for k, solutions, clusters in zip(told, texts, clustering([conversations[k] for k in told], texts), strict=True):
+    clustered = clustering([conversations[k] for k in told], texts)
+    for k, solutions, clusters in zip(told, texts, clustered, strict=True):
         if clusters is None:
             continue
         cluster = dict(zip(solutions, clusters, strict=True))
         for matrix, arm in zip(found, correct, strict=True):
             for run, of_run in enumerate(arm):
                 matrix[run, k] = distinct_at_k([cluster[text] for text in of_run[k]], fewest[k])[-1]
-    return found
+    return found, clustered.count(None)
 
 
 def by_embedding(encoder: SentenceEncoder, distance: float, device: torch.device) -> Clustering:

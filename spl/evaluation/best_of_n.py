@@ -124,10 +124,10 @@ def best_of_n(
     found = [measured(arm, num, _rewards(scorer, arm, conversations)) for arm in arms]
     if encoder:
         clustering = by_embedding(SentenceEncoder(encoder), approach_distance, _device(device))
-        _add(found, "approaches", approaches(arms, conversations, clustering))
+        left_out += _add(found, "approaches", *approaches(arms, conversations, clustering))
     if judge and judge_model:
         asked = Judge(ChatServer(judge, judge_model), judge_cache or output.with_suffix(".judge.jsonl"), judge_tokens)
-        _add(found, "approaches_judge", approaches(arms, conversations, by_judge(asked)))
+        left_out += _add(found, "approaches_judge", *approaches(arms, conversations, by_judge(asked)))
     records = list(_records(found, against, items, groups, Bootstrap(draws, seed)))
     notes = left_out + caveats(found, groups, num, max_k, protocol)
     if equality.given_up:
@@ -177,10 +177,13 @@ def _rival(files: Sequence[SampleFile], name: str | None) -> tuple[str, str] | N
     return found[0]
 
 
-def _add(found: Sequence[Measured], name: str, matrices: Sequence[Array]) -> None:
-    """One more measure, of every policy."""
+def _add(found: Sequence[Measured], name: str, matrices: Sequence[Array], unread: int) -> list[str]:
+    """One more measure, of every policy -> a note on the problems whose solutions could not be clustered."""
     for one, matrix in zip(found, matrices, strict=True):
         one.values[name] = matrix
+    return (
+        [f"{name} leaves out {unread} problems, of which a verdict of the judge could not be read."] if unread else []
+    )
 
 
 def _pooled(arms: Sequence[Graded], items: Sequence[str]) -> dict[str, list[bool]]:

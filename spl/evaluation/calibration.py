@@ -108,6 +108,7 @@ def calibration(
         encoder = policy.encoder(max_length, template=template)
         said[label].append({of: asking.ask(policy, encoder, asked, label) for of, asked in read.items()})
         fingerprints[label].append(policy.fingerprint)
+        del policy  # before the next is loaded
     asked = {of: collect(_answers(choices), _of(of, said)) for of, choices in read.items()}
     records: list[dict[str, Any]] = [{"kind": "note", "text": text} for text in NOTES]
     for name in sources:

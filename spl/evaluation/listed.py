@@ -15,7 +15,7 @@ from spl.types import UserError
 
 
 def each_policy(models: Mapping[str, str | list[str]], **loading: Any) -> Iterator[tuple[str, EvaluatedPolicy]]:
-    """Every model with its label, one in memory at a time.
+    """Every model with its label; one in memory at a time, if the caller lets go of it before it asks for the next.
 
     Args:
         models: a label to a model's name, or to those of one policy's training runs.

@@ -89,6 +89,7 @@ def lm_eval(
         folder = output.with_name(f"{output.stem}_logs") / label / str(len(places.setdefault(label, [])))
         ran[str(folder)] = run_tasks(policy, folder, tasks or (), include, batch_size=batch_size, **asking)
         places[label].append(str(folder))
+        del policy  # before the next is loaded
     said = {label: [read_logs(place, ran.get(place)) for place in of] for label, of in places.items()}
     records: list[dict[str, Any]] = [{"kind": "note", "text": text} for text in (NOTE, *NOTES)]
     for task in _common(said):

@@ -105,6 +105,7 @@ def opinions(
         encoder = policy.encoder(max_length, template=template, turn_end="eos")
         said[label].append(ask_shares(policy, encoder, asked, presentation, orders, seed, max_tokens, label))
         fingerprints[label].append(policy.fingerprint)
+        del policy  # before the next is loaded
     questions, stated = _asked_by_all(questions, said), _asked_by_all(stated, said)
     records = []
     if questions:

@@ -197,9 +197,9 @@ class Bootstrap:
         value = first_reached(ours.mean((0, 1))[None], theirs[..., -1].mean()[None])
         drawn = first_reached(draws_of(ours, self.draws, self.seed), draws_of(theirs[..., -1], self.draws, self.seed))
         # Whole numbers of samples, some of them infinite, between which nothing may be interpolated.
-        low, high = np.quantile(drawn, 0.025, method="lower"), np.quantile(drawn, 0.975, method="higher")
+        low, high = float(np.quantile(drawn, 0.025, method="lower")), float(np.quantile(drawn, 0.975, method="higher"))
         if len(chosen) < 2:
-            low = high = np.nan
+            low = high = float("nan")
         return {
             "kind": "estimate",
             **_arm(found.arm),

@@ -1,6 +1,7 @@
 """`spl evaluate calibration` from the command line, and letters' probabilities against a plain forward pass."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from spl.cli import main
 from spl.data.multiple_choice import MultipleChoice
 from spl.evaluation.calibration import Asking, calibration
+from spl.evaluation.opinions import opinions
 from spl.evaluation.policies import EvaluatedPolicy
 from spl.results import read
 from spl.types import ResponseLogps, UserError
@@ -57,6 +59,22 @@ def test_averaging_over_orders_cancels_a_position_bias(tiny_tokenizer: Any) -> N
         for choice in choices:
             law = found[choice.row].softmax(-1).mean(0)
             assert law[0].item() == pytest.approx(first(len(choice.choices)), abs=1e-6)
+
+
+@pytest.mark.parametrize("program", [calibration, opinions])
+def test_one_policy_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Any) -> None:
+    load, loaded, alive = EvaluatedPolicy.load, [], []
+
+    def counted(name: str, **how: Any) -> EvaluatedPolicy:
+        alive.append(sum(model() is not None for model in loaded))
+        policy = load(name, **how)
+        loaded.append(weakref.ref(policy.model))
+        return policy
+
+    monkeypatch.setattr(EvaluatedPolicy, "load", counted)
+    asked = {"questions": [sums(tmp_path / "s.jsonl", 4)]} if program is calibration else {"source": "survey"}
+    program({"a": ["tiny", "tiny"], "b": "tiny"}, tmp_path / "o.jsonl", device="cpu", draws=10, **asked)
+    assert alive == [0, 0, 0]
 
 
 def test_the_command_writes_what_a_report_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

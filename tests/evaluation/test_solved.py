@@ -123,10 +123,15 @@ def test_approaches_are_counted_among_equal_numbers_of_solutions() -> None:
         for name, drawn in texts.items()
     ]
     arms[1].solutions[0][1] = [solution(0, "add a"), solution(2, "wrong")]  # a problem with too few
-    found = approaches(arms, [[], []], lambda _, all_texts: [[int(t == "count") for t in few] for few in all_texts])
+    found, unread = approaches(
+        arms, [[], []], lambda _, all_texts: [[int(t == "count") for t in few] for few in all_texts]
+    )
+    assert unread == 0
     # Of the six pairs of spl's, three have both ways.
     np.testing.assert_allclose(found[0], [[1.5, np.nan]])
     np.testing.assert_allclose(found[1], [[2.0, np.nan]])
+    found, unread = approaches(arms, [[], []], lambda _, all_texts: [None for _ in all_texts])
+    assert unread == 1 and np.isnan(found).all()
 
 
 def test_a_judge_is_asked_about_approaches(tmp_path: Path) -> None:
