@@ -66,5 +66,12 @@ def test_a_statistic_that_is_no_mean() -> None:
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.05)
 
 
+def test_one_prompt_has_no_interval() -> None:
+    found = [bootstrap([[0.25], [0.5]]), paired_difference([0.5, np.nan], [0.25, 1.0])]
+    found.append(statistic_interval(np.median, [0.5]))
+    assert [(one.value, one.num) for one in found] == [(0.375, 1), (0.25, 1), (0.5, 1)]
+    assert all(np.isnan([one.low, one.high]).all() for one in found)
+
+
 def test_nothing_known_gives_nothing() -> None:
     assert np.isnan(bootstrap([np.nan, np.nan])).tolist()[:3] == [True] * 3

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from spl.evaluation.fronts import Arm, Array, told
+from spl.evaluation.fronts import Arm, Array
 from spl.evaluation.judge_prompts import conversation_text
 from spl.evaluation.measuring import Replies, Rules
 from spl.intervals import bootstrap
@@ -51,7 +51,7 @@ class Measured:
         """The mean of every measure of every arm."""
         return [
             {"kind": "estimate", **arm._asdict(), "train_seed": None, "name": name, "group": None}
-            | told(bootstrap(matrix, draws, seed))
+            | bootstrap(matrix, draws, seed)._asdict()
             for name, arms in self.matrices.items()
             for arm, matrix in arms.items()
         ]

@@ -6,7 +6,6 @@ arms are there. Prompts (and training seeds) are drawn again, the same for all a
 front is chosen on the data that it is drawn on: with few prompts it leans to what was lucky, for all families alike.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spl.intervals import Interval, draws_of, interval
+from spl.intervals import draws_of, interval
 from spl.results import Record
 
 Array = NDArray[np.float64]
@@ -217,9 +216,4 @@ def _gap(a: Cloud, b: Cloud) -> Array:
 
 
 def _estimate(name: str, rows: Array, num: int) -> Record:
-    return {"kind": "estimate", "name": name, **told(interval(float(rows[0]), rows[1:], num))}
-
-
-def told(found: Interval) -> Record:
-    """An interval as a record has it; one prompt drawn again and again is always itself, so it has no interval."""
-    return (found._replace(low=math.nan, high=math.nan) if found.num < 2 else found)._asdict()
+    return {"kind": "estimate", "name": name, **interval(float(rows[0]), rows[1:], num)._asdict()}
