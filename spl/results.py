@@ -227,6 +227,8 @@ def _difference(name: str, before: Any, now: Any) -> str:
 def _record(path: Path, number: int, line: str) -> Record:
     try:
         record = json.loads(line)
+        if "\\ud" in line.lower():  # half of a pair may hide in an escape, as other tools write them
+            record = json.loads(_whole_signs(json.dumps(record, ensure_ascii=False)))
     except (ValueError, RecursionError) as error:
         raise ResultsError(f"{path}, line {number}: no JSON ({error}).") from error
     if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
@@ -235,9 +237,12 @@ def _record(path: Path, number: int, line: str) -> Record:
 
 
 def _line(record: Record) -> str:
-    line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
-    # Half of a surrogate pair, as a server may send of a sign that was cut, has no place in UTF-8.
-    return line.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return _whole_signs(json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)) + "\n"
+
+
+def _whole_signs(text: str) -> str:
+    """Without half of a surrogate pair, as a server may send of a sign that was cut: it has no place in UTF-8."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _plain(value: Any) -> Any:

@@ -114,4 +114,9 @@ def test_half_of_a_surrogate_pair_loses_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     appender = Appender(path, header("sample", SETTINGS))
     appender.add([{"kind": "note", "text": "a\ud83d b \ud83d\ude00 \U0001f600 é"}])
-    assert read(path).of("note")[0]["text"] == "a\ufffd b \U0001f600 \U0001f600 é"
+    expected = "a\ufffd b \U0001f600 \U0001f600 é"
+    assert read(path).of("note")[0]["text"] == expected
+    # Other tools escape what is not ASCII.
+    note = {"kind": "note", "text": "a\ud83d b \U0001f600 \U0001f600 é"}
+    path.write_text(f"{json.dumps(header('sample', SETTINGS))}\n{json.dumps(note)}\n")
+    assert read(path).of("note")[0]["text"] == expected

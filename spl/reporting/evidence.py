@@ -53,7 +53,7 @@ _ARM = {"policy": _text, "setting": _text}
 _FORMS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "prompt": {"item": _text, "messages": _list_of(_message)},
     "sample": _ARM | {"item": _text, "text": _text, "num_tokens": _number, "finish": _text, "logp": _number},
-    "item": _ARM | {"item": _text, "values": _values},
+    "item": _ARM | {"item": _text, "group": _perhaps(_text), "values": _values},
     "estimate": _ARM
     | {"name": _text, "group": _perhaps(_text), "value": _number, "low": _number, "high": _number, "num": _number},
     "curve": _ARM
@@ -164,7 +164,7 @@ def gather(paths: Iterable[Path]) -> Evidence:
     """Read results files, folders of them, and run folders.
 
     Raises:
-        ResultsError: a file is none, or a record is not what its kind must be.
+        ResultsError: a file is none, a record is not what its kind must be, or two files would be drawn as one.
     """
     files: list[Path] = []
     folders: list[Path] = []
@@ -174,7 +174,20 @@ def gather(paths: Iterable[Path]) -> Evidence:
         if not runs or any(map(results.is_results, path.rglob("*.jsonl*"))):
             files += results.find([path])
     read = [_checked(results.read(file)) for file in dict.fromkeys(files)]
+    _refuse_same(read)
     return Evidence(read, [read_run(folder) for folder in dict.fromkeys(folders)])
+
+
+def _refuse_same(files: Iterable[Results]) -> None:
+    """Two files that hold the same estimate, of other prompts or of another day, would be drawn over each other."""
+    where: dict[tuple[str | None, ...], Path] = {}
+    for file in files:
+        for record in file.of("estimate") if file.header["program"] != "sweep" else ():  # these are in the table alone
+            arm, group = arm_of(record), record["group"]
+            before = where.setdefault((record["program"], *arm, record["name"], group, record.get("rival")), file.path)
+            if before != file.path:
+                told = ", ".join(filter(None, (record["name"], str(arm), group)))
+                raise ResultsError(f"{before} and {file.path} both hold an estimate of {told}: report them apart.")
 
 
 def _checked(file: Results) -> Results:

@@ -74,6 +74,7 @@ def test_runs_of_a_sweep_are_of_its_policies(tmp_path: Path) -> None:
         ({"kind": "curve", "x": [1], "y": [1], "low": [1, 2]}, "its lists differ in length"),
         ({"kind": "shares", "item": "q", "question": "?", "options": ["a", "b"], "model": [1.0]}, "differ in length"),
         ({"kind": "item", "item": "a", "values": {"reward": [1]}}, "as 'values'"),
+        ({"kind": "item", "item": "a", "values": {}, "group": ["hard"]}, "as 'group'"),
         ({"kind": "prompt", "item": "a", "messages": ["hello"]}, "as 'messages'"),
         ({"kind": "sample", "text": "Hi."}, "'sample' has nothing as 'item'"),
         ({"policy": 3}, "has 3 as 'policy'"),
@@ -111,6 +112,16 @@ def test_a_number_that_json_does_not_have_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("1.0", "NaN"))
     with pytest.raises(ResultsError, match="record 2: 'estimate' has NaN as 'value'"):
         gather([path])
+
+
+def test_two_files_that_would_be_drawn_over_each_other_are_refused(tmp_path: Path) -> None:
+    """As of best-of-n on two sets of problems: either's numbers would stand for both."""
+    for name in ("gsm8k", "math"):
+        results(tmp_path / f"{name}.jsonl", ESTIMATE | {"name": "pass@1", "group": "hard"}, program="best-of-n")
+    with pytest.raises(ResultsError, match=r"math\.jsonl both hold an estimate of pass@1, dpo, t 1, hard: report them"):
+        gather([tmp_path])
+    results(tmp_path / "math.jsonl", ESTIMATE | {"name": "pass@1", "group": "easy"}, program="best-of-n")
+    assert len(gather([tmp_path]).of("estimate")) == 2
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
