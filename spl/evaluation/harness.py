@@ -110,11 +110,13 @@ def _task(file: Path) -> str:
 def _read(task: str, file: Path) -> TaskLog:
     log = TaskLog({}, {}, {})
     records = list(_records(file))
-    listed = [record for _, record in records if _is_choice(record)]
+    # A task with several right choices, such as truthfulqa_mc2, has shares of them as acc, and its own metrics alone.
+    single = all(record.get("acc", 0) in (0, 1) for _, record in records)
+    listed = [record for _, record in records if single and _is_choice(record)]
     by_text = bool(listed) and not all(_agrees(record, _by_index(record)) for record in listed)
     for where, record in records:
         row = f"{task} {record['doc_id']} {record['doc_hash'][:8]}"
-        if _is_choice(record):
+        if single and _is_choice(record):
             answer = _by_text(record) if by_text else _by_index(record)
             if answer is None or not _agrees(record, answer):
                 raise UserError(f"{where}: the target {record['target']!r} is not the choice that acc counts as right.")
@@ -163,7 +165,12 @@ def _by_index(record: Mapping[str, Any]) -> int | None:
 def _by_text(record: Mapping[str, Any]) -> int | None:
     """The target as one of the choices' texts; logs do not tell which of the two a task gives."""
     texts = [str(record["arguments"][f"gen_args_{k}"]["arg_1"]).strip() for k in range(len(record["filtered_resps"]))]
-    return texts.index(record["target"].strip()) if texts.count(record["target"].strip()) == 1 else None
+    target = str(record["target"]).strip()
+    if texts == [target, target] and "acc" in record:
+        # Two beginnings of one text, as of winogrande: which of them is right only acc tells.
+        best = int(torch.tensor(_scores(record)).argmax())
+        return best if record["acc"] else 1 - best
+    return texts.index(target) if texts.count(target) == 1 else None
 
 
 def _agrees(record: Mapping[str, Any], answer: int | None) -> bool:

@@ -93,6 +93,27 @@ def test_the_newest_log_of_a_task_counts(tmp_path: Path) -> None:
     assert len(read_logs(str(tmp_path))["planets"].answers) == 2
 
 
+def test_two_beginnings_of_one_text(tmp_path: Path) -> None:
+    """As of winogrande: the target is what both choices end with."""
+    records = lines(PLANETS)
+    for k, record in enumerate(records):
+        scores = [["-1.5", "False"], ["-1.0", "False"]]  # the second is chosen
+        arguments = {f"gen_args_{c}": {"arg_0": f"choice {c}", "arg_1": " is right."} for c in range(2)}
+        record |= {"filtered_resps": scores, "arguments": arguments, "target": "is right.", "acc": float(k % 2)}
+    found = read_logs(str(write(tmp_path / "samples_t.jsonl", records)))["samples_t"]
+    assert list(found.answers.values()) == [0, 1, 0, 1, 0, 1]
+
+
+def test_several_right_choices_have_the_task_s_own_metrics(tmp_path: Path) -> None:
+    """As of truthfulqa_mc2, whose acc is the share of probability on the right choices."""
+    records = lines(PLANETS)
+    for k, record in enumerate(records):
+        record |= {"target": "0", "acc": k / 8}
+    found = read_logs(str(write(tmp_path / "samples_t.jsonl", records)))["samples_t"]
+    assert found.answers == found.scores == {}
+    assert [of["acc"] for of in found.metrics["none"].values()] == [k / 8 for k in range(6)]
+
+
 def test_tasks_of_an_earlier_run_are_passed_over() -> None:
     assert set(read_logs(str(LOGS), {"planets"})) == {"planets"}
     with pytest.raises(UserError, match="no log of lm-eval"):
