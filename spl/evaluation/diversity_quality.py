@@ -125,8 +125,6 @@ def diversity_quality(
         notes.append(f"The baseline has no answer to {missing} of {len(items)} prompts: win rates are over the others.")
     inputs = [path for file in files for path in file.paths]
     inputs += [Path(baseline)] if baseline and Path(baseline).is_file() else []
-    first = header("diversity-quality", settings, inputs, seed, num_prompts=len(items), num_samples=num)
-    part = Appender(output.with_name(f".{output.stem}.part"), first)
     tools = Tools(
         encoder=SentenceEncoder(encoder) if encoder else None,
         rewards=_rewards(reward_model, settings, str(where)),
@@ -135,6 +133,16 @@ def diversity_quality(
         baseline=answers,
         device=where,
     )
+    first = header(
+        "diversity-quality",
+        settings,
+        inputs,
+        seed,
+        num_prompts=len(items),
+        num_samples=num,
+        fingerprints=tools.fingerprints,
+    )
+    part = Appender(output.with_name(f".{output.stem}.part"), first)
     drawn = [Replies(file, items, num) for file in files]
     measured = [one for replies in drawn for one in _measured(replies, tools, rules, part)]
     found = Measured(measured, items)

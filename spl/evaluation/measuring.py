@@ -54,6 +54,12 @@ class Tools:
     baseline: dict[str, str] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the weights that measure: a model that was trained again under its name is another."""
+        models = {"reward_model": self.rewards, "reference": self.reference}
+        return {name: model.fingerprint for name, model in models.items() if model}
+
 
 @dataclass(frozen=True)
 class Rules:

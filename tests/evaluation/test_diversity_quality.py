@@ -108,6 +108,9 @@ def test_quality_by_reward_model_and_reference(tmp_path: Path) -> None:
     assert one["reward_best"] == pytest.approx(max(rewards), abs=1e-5)
     utilities = [1 / (1 + math.exp(-reward)) for reward in rewards]
     assert one["utility_k"] == pytest.approx(utility_k([0, 0, 1, 2], utilities), abs=1e-5)
+    # What measured is known by its weights, not by its name alone.
+    expected = {"reward_model": RewardScorer.load(reward_model), "reference": EvaluatedPolicy.load("tiny")}
+    assert found.header["fingerprints"] == {name: model.fingerprint for name, model in expected.items()}
     # An untrained model of 263 tokens gives each about the same probability.
     assert one["reference_cross_entropy_per_token"] == pytest.approx(math.log(263), abs=0.5)
     assert {r["policy"] for r in found.of("curve") if r["group"] == "distinct_2 / reward"} == {"dpo", "spl"}
