@@ -305,4 +305,4 @@ class PreferenceDataModule(LightningDataModule):
     def decoded_example(self) -> str:
         """The first training example as the model sees it, its scored spans marked; of several replies the first."""
         example = self._training.examples[0]
-        return self.encoder.encoder.decode_marked(example, 0 if example.comparisons else -1)
+        return self.encoder.encoder.decode_marked(example, 0 if example.comparisons else None)

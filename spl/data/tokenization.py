@@ -137,19 +137,27 @@ class Encoder:
             return "".join(_plain_turn(turn) for turn in turns) + "Assistant:"
         return self._apply(turns, generate=True)
 
-    def decode_marked(self, encoded: EncodedExample, response: int = 0) -> str:
+    def decode_marked(self, encoded: EncodedExample, response: int | None = 0) -> str:
         """The text the model sees, special tokens too, with «the scored span» marked; a long prompt is shortened.
 
-        Responses that lie on the way to this one, as the turns of a conversation do, are marked too.
+        Args:
+            encoded: an example.
+            response: which of its; None for a conversation: the longest, and the replies on the way to it.
         """
-        ids, text, end = encoded.sequences[response], "", 0
-        for sequence, start in sorted(zip(encoded.sequences, encoded.starts, strict=True), key=lambda s: len(s[0])):
-            if ids[: len(sequence)] == sequence:
-                last = len(sequence) - self.reads_end
-                prompt = self._text_between(ids, end, start)
-                if len(prompt) > 1000:
-                    prompt = f"{prompt[:400]} [... {len(prompt) - 800:,} characters ...] {prompt[-400:]}"
-                text, end = f"{text}{prompt}«{self._text_between(ids, start, last)}»", last
+        spans = sorted(zip(map(len, encoded.sequences), encoded.starts, encoded.sequences, strict=True))
+        if response is None:
+            ids = spans[-1][2]
+            spans = [span for span in spans if ids[: span[0]] == span[2]]
+        else:
+            ids = encoded.sequences[response]
+            spans = [(len(ids), encoded.starts[response], ids)]
+        text, done = "", 0
+        for end, start, _ in spans:
+            prompt = self._text_between(ids, done, start)
+            if len(prompt) > 1000:
+                prompt = f"{prompt[:400]} [... {len(prompt) - 800:,} characters ...] {prompt[-400:]}"
+            done = end - self.reads_end
+            text += f"{prompt}«{self._text_between(ids, start, done)}»"
         return text
 
     def _text_between(self, ids: tuple[int, ...], start: int, end: int) -> str:

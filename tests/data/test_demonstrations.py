@@ -102,7 +102,7 @@ def test_tokens_and_spans_by_the_template(tiny_tokenizer: Any) -> None:
     assert batch.num_tokens == len(found.sequences[1]) - 1 < found.num_tokens == len(found.sequences[1])
     assert len(batch.nodes) == 1
     assert batch.edge_target.tolist() == [t for s, b in zip(found.sequences, found.starts, strict=True) for t in s[b:]]
-    assert Encoder(tiny_tokenizer).decode_marked(found, -1) == (
+    assert Encoder(tiny_tokenizer).decode_marked(found, None) == (
         "<|bos|><|system|>Be brief.<|end|><|user|>Tea?<|end|><|assistant|>«Yes.<|end|>»"
         "<|user|>Milk?<|end|><|assistant|>«No.<|end|>»"
     )
