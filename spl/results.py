@@ -6,6 +6,7 @@ Programs outside of training know each other by these files alone. A record is a
 - `sample`: item, index, text, num_tokens, finish ("stop" or "length"), logp (nats, under the policy's own law at
   temperature 1; null where unknown).
 - `item`: policy, setting, train_seed, item, group, values {name: number}. One an item: what intervals resample.
+  A group may be a part of another: "gsm8k, hard" of "gsm8k".
 - `estimate`: policy, setting, name, group, value, low, high, num. Over items and training seeds, a 95 % interval.
 - `curve`: policy, setting, name, group, x, y, low, high, weight, x_name, y_name.
 - `shares`: policy, item, question, options, people, model, mass.

@@ -17,6 +17,7 @@ from spl.evaluation.difficulty import Protocol, difficulty_groups, level_groups,
 from spl.evaluation.equality import Equality
 from spl.evaluation.grading import Graded, grade, matched
 from spl.evaluation.judge import Judge
+from spl.evaluation.listed import short_name
 from spl.evaluation.rewards import RewardScorer
 from spl.evaluation.sample_files import SampleFile, read_samples
 from spl.evaluation.solved import Array, Bootstrap, Measured, Rewards, item_records, measured
@@ -57,8 +58,9 @@ def best_of_n(
 ) -> None:
     """Measure how many problems N samples solve, for any number of policies, ways of decoding and training runs.
 
-    Written are, by difficulty: unbiased pass@k with bands, paired differences to a rival, the accuracy of the most
-    frequent and of the best-rewarded answer, distinct and repeated answers, and the samples that match a rival.
+    Written are, of all problems (group "gsm8k", say) and by difficulty ("gsm8k, hard"): unbiased pass@k with bands,
+    paired differences to a rival, the accuracy of the most frequent and of the best-rewarded answer, distinct and
+    repeated answers, and the samples that match a rival.
 
     Args:
         samples: files or folders that spl sample wrote, of the same problems.
@@ -137,6 +139,8 @@ def best_of_n(
     looked_at = examples(files, conversations, items, num_examples)
     told_notes = [{"kind": "note", "text": note} for note in notes]
     of_items = [record for one in found for record in item_records(one, items, groups)]
+    for record in (*records, *of_items):  # one report may hold several sets of problems
+        record["group"] = ", ".join(filter(None, (short_name(problems), record["group"])))
     write(output, first, [*told_notes, *records, *looked_at, *of_items])
     names = [f"{name}@{num}" for name in ("pass", "majority", "reward_chosen")]
     print_estimates(

@@ -66,11 +66,11 @@ Values = Mapping[tuple[str, int | None], float]  # by item and training seed
 
 
 def _values(evidence: Evidence, program: str) -> dict[tuple[Arm, str, str | None], Values]:
-    """Values by item, of each group and, under None, of all."""
+    """Values by item, of each group, of what it is a part of ("gsm8k" of "gsm8k, hard") and, under None, of all."""
     found: dict[tuple[Arm, str, str | None], dict[tuple[str, int | None], float]] = {}
     for record in evidence.of("item", program):
         for name, value in record["values"].items():
-            for group in {record["group"], None}:
+            for group in {record["group"], (record["group"] or "").partition(", ")[0] or None, None}:
                 if value is not None:
                     of = found.setdefault((arm_of(record), name, group), {})
                     of[record["item"], record["train_seed"]] = value

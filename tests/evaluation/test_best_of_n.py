@@ -93,20 +93,22 @@ def test_from_the_command_line(
     assert found.header["program"] == "best-of-n" and found.header["num_samples"] == NUM
     assert set(found.header["inputs"]) == {*drawn.values(), str(tmp_path / "problems.jsonl")}
     # Of the base 17 / 13, 17 / 10 and 17 / 9 samples solve the first three, 17 / 4 the next, 17 the last two.
-    groups = {record["item"]: record["group"] for record in found.of("item")}
+    groups = {record["item"]: record["group"].removeprefix("problems, ") for record in found.of("item")}
     assert groups == {"p0": "easy", "p1": "easy", "p2": "easy", "p3": "medium", "p4": "hard", "p5": "hard"}
-    hard = told["spl 1.2", "pass@4", "hard"]
+    hard = told["spl 1.2", "pass@4", "problems, hard"]
     assert hard["value"] == pytest.approx(np.mean([pass_at_k(NUM, c, 4)[-1] for c in (1, 0, 0, 1)]))
     assert hard["num"] == 2 and hard["low"] <= hard["value"] <= hard["high"]
-    assert told["dpo", "pass@16", None]["value"] == pytest.approx(4 / 6)
-    assert told["spl 1.2", "pass@16_difference", None]["value"] == pytest.approx((5 + 5) / 12 - 4 / 6)
+    assert told["dpo", "pass@16", "problems"]["value"] == pytest.approx(4 / 6)
+    assert told["spl 1.2", "pass@16_difference", "problems"]["value"] == pytest.approx((5 + 5) / 12 - 4 / 6)
     # All 16 vote: the right answer wins with 16, 9 or 4 votes, where all others have one, and ties with 15 at one vote.
-    assert told["dpo", "majority@16", None]["value"] == pytest.approx((1 + 1 + 1 + 1 / 16) / 6)
-    assert ("dpo", "samples_to_match", None) not in told
-    assert told["spl 1.2", "samples_to_match", None]["value"] <= NUM
-    assert told["dpo", "repeats", None]["value"] == pytest.approx(1 - np.mean([1, 8, 13, 16, 16, 16]) / 16)
-    assert told["dpo", "surprisal", None]["value"] == 2.0 and told["dpo", "ended", None]["value"] == 1.0
-    curve = next(r for r in found.of("curve") if (r["policy"], r["name"], r["group"]) == ("dpo", "pass@k", "hard"))
+    assert told["dpo", "majority@16", "problems"]["value"] == pytest.approx((1 + 1 + 1 + 1 / 16) / 6)
+    assert ("dpo", "samples_to_match", "problems") not in told
+    assert told["spl 1.2", "samples_to_match", "problems"]["value"] <= NUM
+    assert told["dpo", "repeats", "problems"]["value"] == pytest.approx(1 - np.mean([1, 8, 13, 16, 16, 16]) / 16)
+    assert told["dpo", "surprisal", "problems"]["value"] == 2.0 and told["dpo", "ended", "problems"]["value"] == 1.0
+    curve = next(
+        r for r in found.of("curve") if (r["policy"], r["name"], r["group"]) == ("dpo", "pass@k", "problems, hard")
+    )
     assert curve["y"] == [0.0] * len(curve["x"]) and curve["x"][-1] == NUM
     assert any("Only 1 problems are medium" in note["text"] for note in found.of("note"))
     assert "pass@16" in capsys.readouterr().out
@@ -116,15 +118,19 @@ def test_other_protocols(tmp_path: Path, drawn: dict[str, str]) -> None:
     settings: dict[str, Any] = {"problems": str(tmp_path / "problems.jsonl"), "draws": 50}
     samples = [drawn["dpo"], drawn["spl 1"]]
     best_of_n(samples, output=tmp_path / "level.jsonl", protocol="level", **settings)
-    assert {group for _, _, group in estimates(tmp_path / "level.jsonl")} == {None, "level 0", "level 1"}
+    assert {group for _, _, group in estimates(tmp_path / "level.jsonl")} == {
+        "problems",
+        "problems, level 0",
+        "problems, level 1",
+    }
     same = {"protocol": "paper", "easy_samples": 2, "medium_samples": 8, "rival": "dpo, t 1"}
     best_of_n(samples, output=tmp_path / "paper.jsonl", **same, **settings)
     found = results.read(tmp_path / "paper.jsonl")
-    groups = {record["item"]: record["group"] for record in found.of("item")}
+    groups = {record["item"]: record["group"].removeprefix("problems, ") for record in found.of("item")}
     assert groups == {"p0": "easy", "p1": "easy", "p2": "medium", "p3": "hard", "p4": "hard", "p5": "hard"}
     assert "biased" in found.of("note")[0]["text"]
     best_of_n(samples, output=tmp_path / "none.jsonl", **settings)
-    assert {group for _, _, group in estimates(tmp_path / "none.jsonl")} == {None}
+    assert {group for _, _, group in estimates(tmp_path / "none.jsonl")} == {"problems"}
 
 
 def test_fewer_samples_of_one_policy(tmp_path: Path, drawn: dict[str, str]) -> None:
@@ -134,8 +140,8 @@ def test_fewer_samples_of_one_policy(tmp_path: Path, drawn: dict[str, str]) -> N
     best_of_n([drawn["dpo"], few], output=tmp_path / "few_results.jsonl", **settings)
     told = estimates(tmp_path / "few_results.jsonl")
     expected = np.mean([pass_at_k(NUM, c, 8)[-1] for c in (16, 9, 4, 1, 0, 0)])
-    assert told["dpo", "pass@8", None]["value"] == pytest.approx(expected)
-    assert ("dpo", "pass@16", None) not in told
+    assert told["dpo", "pass@8", "problems"]["value"] == pytest.approx(expected)
+    assert ("dpo", "pass@16", "problems") not in told
     notes = [note["text"] for note in results.read(tmp_path / "few_results.jsonl").of("note")]
     assert any("up to 8 samples" in note for note in notes)
 
@@ -153,9 +159,11 @@ def test_the_best_rewarded_reply(tmp_path: Path, drawn: dict[str, str]) -> None:
         texts[int(np.argmax(row))].endswith(f" {2 * k}.")
         for k, (texts, row) in enumerate(zip(replies, rewards, strict=True))
     ]
-    assert told["dpo", "reward_chosen@16", None]["value"] == pytest.approx(np.mean(right))
-    assert told["dpo", "reward_chosen@1", None]["value"] == pytest.approx(told["dpo", "pass@1", None]["value"])
-    assert ("dpo", "samples_to_match", None) not in told  # of a rival that solves nothing
+    assert told["dpo", "reward_chosen@16", "problems"]["value"] == pytest.approx(np.mean(right))
+    assert told["dpo", "reward_chosen@1", "problems"]["value"] == pytest.approx(
+        told["dpo", "pass@1", "problems"]["value"]
+    )
+    assert ("dpo", "samples_to_match", "problems") not in told  # of a rival that solves nothing
 
 
 def test_problems_that_a_sampler_gave_up_are_left_out_for_all(tmp_path: Path, drawn: dict[str, str]) -> None:
@@ -167,7 +175,7 @@ def test_problems_that_a_sampler_gave_up_are_left_out_for_all(tmp_path: Path, dr
     found = results.read(tmp_path / "o.jsonl")
     assert {record["item"] for record in found.of("item")} == {"p1", "p3", "p4", "p5"}
     assert found.of("note")[0]["text"] == "2 of 6 problems are left out for all, as a sampler gave them up."
-    assert estimates(tmp_path / "o.jsonl")["dpo", "pass@16", None]["value"] == 2 / 4
+    assert estimates(tmp_path / "o.jsonl")["dpo", "pass@16", "problems"]["value"] == 2 / 4
     none = sample_file(tmp_path / "none.jsonl", "none", [None] * 6)
     with pytest.raises(UserError, match="no problem has replies of every policy"):
         best_of_n([drawn["dpo"], none], output=tmp_path / "p.jsonl", **settings)
@@ -181,7 +189,7 @@ def test_samples_of_another_seed_are_apart_though_they_say_the_same(tmp_path: Pa
     )
     settings: dict[str, Any] = {"easy_samples": 2, "medium_samples": 8, "draws": 50}
     best_of_n([first], problems, tmp_path / "o.jsonl", difficulty=[other], **settings)
-    assert ("dpo", "pass@16", "easy") in estimates(tmp_path / "o.jsonl")
+    assert ("dpo", "pass@16", "problems, easy") in estimates(tmp_path / "o.jsonl")
     with pytest.raises(UserError, match="evaluated too: draw others"):
         best_of_n([first], problems, tmp_path / "p.jsonl", difficulty=[again], **settings)
 
@@ -221,4 +229,4 @@ def test_a_real_model_on_arithmetic(tmp_path: Path) -> None:
         assert record["values"]["correct"] == correct
         assert record["values"]["pass@8"] == float(correct > 0)
         assert record["values"]["surprisal"] > 0
-        assert record["group"] == f"level {problems[record['item']].level}"
+        assert record["group"] == f"arithmetic, level {problems[record['item']].level}"

@@ -204,3 +204,20 @@ def test_measures_by_which_all_are_equal_have_no_front(tmp_path: Path) -> None:
         ("Vendi score (effective replies)", "Reward (mean of the replies)")
     ]
     assert figure(1.0, 1.0, 1.0) is None
+
+
+def test_a_difference_is_of_a_set_of_problems_and_of_its_parts(tmp_path: Path) -> None:
+    """Two policies on six problems, three of them hard: of all the gap is 1, of the hard ones 2."""
+    records = []
+    for arm, gain in (("sft", 0), ("spl 2", 1)):
+        for k in range(6):
+            group, value = ("sums, hard", 2.0 * gain) if k < 3 else ("sums, easy", 0.0)
+            item = {"kind": "item", "policy": arm, "setting": "t 1", "train_seed": 0, "item": str(k), "group": group}
+            records.append(item | {"values": {"pass@1": value + k}})
+        for group in ("sums", "sums, hard"):
+            of = {"policy": arm, "setting": "t 1", "train_seed": None, "name": "pass@1", "group": group}
+            records.append({"kind": "estimate", **of, "value": 1.0, "low": 0.0, "high": 2.0, "num": 6})
+    write(tmp_path / "best.jsonl", header("best-of-n", {}), records)
+    found = {key.group: interval for key, (_, interval) in differences(gather([tmp_path])).items()}
+    assert found["sums"].value == pytest.approx(1.0)
+    assert found["sums, hard"].value == pytest.approx(2.0)
