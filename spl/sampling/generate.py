@@ -101,11 +101,13 @@ def wide(device: torch.device) -> torch.dtype:
 
 def _uniform(seed: int, numbers: Iterable[int], length: int) -> Tensor:
     """Random numbers in [0, 1) of the replies to a prompt [replies, length]; longer replies begin with the same."""
-    rows = [
-        torch.rand(length, generator=torch.Generator().manual_seed(seed * 1_000_003 + k), dtype=torch.float64)
-        for k in numbers
-    ]
+    rows = [torch.rand(length, generator=random_numbers(seed * 1_000_003 + k), dtype=torch.float64) for k in numbers]
     return torch.stack(rows)
+
+
+def random_numbers(seed: int) -> torch.Generator:
+    """A generator of a seed of any size; PyTorch takes 64 bits."""
+    return torch.Generator().manual_seed(seed % 2**63)
 
 
 class Growing:

@@ -75,6 +75,12 @@ def test_a_seed_gives_the_same_replies_and_another_others(model: torch.nn.Module
     assert one != three
 
 
+def test_a_date_may_be_a_seed(model: torch.nn.Module) -> None:
+    """In `spl sample` a prompt's seed is the run's times 1,000,003, and so is a reply's of its prompt's."""
+    one, two = (replies_to(model, 8, max_new_tokens=5, seed=s * 1_000_003) for s in (20_261_126, 20_261_127))
+    assert one != two
+
+
 def test_low_temperature_is_greedy(model: torch.nn.Module) -> None:
     best = int(law_after(model, PROMPT).argmax())
     assert {r[0] for r in replies_to(model, 50, max_new_tokens=1, temperature=1e-4)} == {best}
