@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spl.sampling.decoder import decoder
-from spl.sampling.generate import Drawn, Growing, Laws, wide
+from spl.sampling.generate import Drawn, Growing, Laws, random_numbers, wide
 from spl.sampling.logits import Decoding
 from spl.types import UserError
 
@@ -60,14 +60,17 @@ class Tempered(NamedTuple):
     replies: list[Drawn]  # of the weighted particles of all runs, by one last systematic resampling
     ancestors: float  # share of a run's first particles that still have descendants, the mean over runs
     effective: float  # sample size of the last weights, as a share of the particles, the mean over runs
-    distinct: int  # particles among the replies
+    distinct: int  # different replies; a particle that had ended may have been taken many times over
     log_z: float  # of the tempered law, from all runs, nats
     log_z_spread: float  # standard deviation of log Z over the runs, nats
 
     @property
     def is_usable(self) -> bool:
-        """Whether enough of the first particles survive; of few, the replies are variations of each other."""
-        return self.ancestors >= LEAST_ANCESTORS
+        """Whether enough of the first particles survive; of few, the replies are variations of each other.
+
+        Those that were never resampled all do, so that their weights are asked too.
+        """
+        return min(self.ancestors, self.effective) >= LEAST_ANCESTORS
 
 
 @torch.no_grad()
@@ -96,7 +99,7 @@ def draw_tempered(
         seed: of the random numbers.
     """
     batch = decoder(model, [prompt])
-    random = torch.Generator().manual_seed(seed)
+    random = random_numbers(seed)
     particles = _Particles(tempering, Growing(_size(tempering), eos_token_ids, max_new_tokens, batch.device), random)
     replies, tau = particles.replies, tempering.global_temperature
     rows = torch.zeros(_size(tempering), dtype=torch.long, device=batch.device)  # those of ended ones mean nothing
@@ -161,13 +164,14 @@ class _Particles:
         weights = self._log_weights.softmax(-1) * log_z.softmax(-1)[:, None]  # a run counts by its estimate of Z
         chosen = systematic(weights.view(1, -1), self.uniform(1), num_samples)[0]
         order = torch.randperm(num_samples, generator=self._random).tolist()  # else neighbours are of one run
-        replies = self.replies.finish()
+        drawn = self.replies.finish()
+        replies = [drawn[chosen[k]] for k in order]
         survivors = [len(set(run)) for run in self._ancestors.tolist()]
         return Tempered(
-            replies=[replies[chosen[k]] for k in order],
+            replies=replies,
             ancestors=sum(survivors) / self._ancestors.numel(),
             effective=self._effective().mean().item(),
-            distinct=len(set(chosen.tolist())),
+            distinct=len({reply.token_ids for reply in replies}),
             log_z=(log_z.logsumexp(0) - math.log(len(log_z))).item(),
             log_z_spread=log_z.std().item(),
         )
