@@ -132,11 +132,13 @@ def shared_attention(
 
     Raises:
         ValueError: the layer asks for something this function does not know (attention sinks, a position bias,
-            dropout), or the model did not hand the rows on.
+            dropout, a window that only its mask tells of), or the model did not hand the rows on.
     """
     unknown = [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]
     if unknown or dropout or replies is None:
         raise ValueError(f"shared attention does not know {unknown[0] if unknown else 'this model'}")
+    if attention_mask is not None and attention_mask.item() != sliding_window:
+        raise ValueError(f"shared attention is not told of the layer's window of {attention_mask.item()} tokens")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Under autocast rotary embeddings leave query and key in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
@@ -194,8 +196,13 @@ def _capped(scores: Tensor, softcap: float) -> Tensor:
     return softcap * torch.tanh(scores / softcap)
 
 
+def _window(*args: Any, local_size: int | None = None, **kwargs: Any) -> Tensor | None:
+    """In place of a mask the window or chunk that it would have been made for: some models tell of it here alone."""
+    return None if local_size is None else torch.tensor(local_size)
+
+
 AttentionInterface.register(_NAME, shared_attention)
-AttentionMaskInterface.register(_NAME, lambda *args, **kwargs: None)
+AttentionMaskInterface.register(_NAME, _window)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ PROMPT_OF = [0, 0, 0, 1, 1, 2]
 def build(kind: str, settings: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     special = {"vocab_size": 37, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = getattr(transformers, kind)(**settings | special, max_position_embeddings=64)
+    config = getattr(transformers, kind)(**{"max_position_embeddings": 64} | settings | special)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -121,3 +121,13 @@ def test_adapters_are_part_of_the_law() -> None:
     one = decoder(model, PROMPTS)
     assert isinstance(one, SharedDecoder)
     check(model, one)
+
+
+@torch.no_grad()
+def test_a_window_that_only_the_mask_tells_of() -> None:
+    """Longer than what a decoder is tried on, so that there the laws are the same."""
+    sizes = GROUPED | {"max_position_embeddings": 128, "num_local_experts": 2, "sliding_window": 70}
+    model = build("PhimoeConfig", sizes)
+    prompt = [3 + k % 30 for k in range(100)]
+    logits = decoder(model, [prompt]).logits[0]
+    torch.testing.assert_close(logits, model(input_ids=torch.tensor([prompt])).logits[0, -1], atol=2e-4, rtol=1e-4)
