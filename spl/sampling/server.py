@@ -143,15 +143,20 @@ class ChatServer:
     ) -> list[Completion]:
         """The replies first, first + 1, ... to a request, n or as many as the server gives."""
         required, asked = required_fields(request), optional_fields(request, n, first)
+        left_out: set[str] = set()
         while True:
             length = "max_completion_tokens" if "max_tokens" in self._refused else "max_tokens"
-            optional = {name: value for name, value in asked.items() if name not in self._refused}
+            optional = {name: value for name, value in asked.items() if name not in self._refused | left_out}
             body = {"model": self.model, length: request.max_tokens, **required, **optional}
             async with room:
                 outcome = await self._send(client, body)
             if not isinstance(outcome, str):
+                self._learn(left_out)
                 return self._found(outcome, request)
-            self._refuse(outcome, length, set(optional))
+            if "max_completion_tokens" in outcome and length == "max_tokens":
+                self._refused.add("max_tokens")
+            else:
+                left_out |= self._refused_in(outcome, set(optional))
 
     def _found(self, answer: Any, request: ChatRequest) -> list[Completion]:
         if found := completions(answer, request, self.raw_logprobs):
@@ -210,18 +215,19 @@ class ChatServer:
             return f"{self.base_url} answered with an error in {tried}: {self._words(error)}."
         return f"{self.base_url} gave no usable answer in {tried}: {self._words(error) or type(error).__name__}."
 
-    def _refuse(self, said: str, length: str, optional: set[str]) -> None:
-        """Leave fields that the server named, or all that may be, out of every later request.
+    def _refused_in(self, said: str, optional: set[str]) -> set[str]:
+        """The fields that the server named, or all that may be left out.
 
         Raises:
-            UserError: none of them may be left out.
+            UserError: none may be.
         """
-        if "max_completion_tokens" in said and length == "max_tokens":
-            self._refused.add("max_tokens")
-            return
         refused = {name for name in optional if re.search(rf"\b{name}\b", said)} or optional
         if not refused:
             raise UserError(f"{self.base_url} refuses the request: {said}.")
+        return refused
+
+    def _learn(self, refused: set[str]) -> None:
+        """Leave fields out of every later request, now that one was answered without them."""
         self._refused |= refused
         if law := sorted(refused & NEUTRAL.keys()):
             self._say(

@@ -84,6 +84,19 @@ def test_a_refusal_that_names_nothing() -> None:
         assert len(bodies) == 2
 
 
+def test_what_one_conversation_is_refused_for_holds_for_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    def answer(body: dict[str, Any], _: int) -> Answer:
+        long = len(body["messages"][0]["content"]) > 100
+        return refusal("maximum context length is 100 tokens") if long else reply("Tea.", tokens=2)
+
+    with serving(answer) as (url, bodies):
+        server = ChatServer(url, "m")
+        with pytest.raises(UserError, match=r"refuses the request: .*maximum context length"):
+            server.complete([{"role": "user", "content": "Tea? " * 30}], seed=1)
+        server.complete(ASK, seed=1)
+    assert {"top_k", "min_p", "seed"} <= bodies[-1].keys() and not caplog.text
+
+
 def test_another_name_for_the_most_tokens() -> None:
     def answer(body: dict[str, Any], _: int) -> Answer:
         old = "max_tokens" in body
