@@ -39,7 +39,7 @@ Record = dict[str, Any]
 FORM = 1
 _PACKAGES = ("spl", "torch", "transformers", "numpy")
 # What may differ when a program goes on with its file.
-_MAY_DIFFER = ("created", "versions")
+_MAY_DIFFER = ("created", "versions", "num_items")
 _BEGINNING = b'{"kind": "header"'
 
 

@@ -1,5 +1,6 @@
 """Files of sampled replies, as evaluations take them: from `spl sample`, or any program that writes the same form."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_samples(paths: Sequence[str | Path]) -> list[SampleFile]:
     Results of other programs that lie in a folder are passed over.
 
     Raises:
-        UserError: a file is no file of samples, two of them hold the same sample, or a prompt has none.
+        UserError: a file is no file of samples or not whole, two of them hold the same sample, or a prompt has none.
     """
     found: dict[tuple[Any, ...], SampleFile] = {}
     seen: set[tuple[Any, ...]] = set()
@@ -69,6 +70,10 @@ def read_samples(paths: Sequence[str | Path]) -> list[SampleFile]:
     if named and not found:
         raise UserError(f"no samples in {', '.join(map(str, named))}: expected files that spl sample wrote.")
     for file in found.values():
+        if not file.replies:
+            raise UserError(
+                f"{_name(file)}: no replies in {', '.join(map(str, file.paths))}: the sampler gave up on all."
+            )
         if bare := file.prompts.keys() - file.replies.keys():
             raise UserError(f"{_name(file)}: no sample of prompt {min(bare)!r}; run spl sample to its end.")
     return list(found.values())
@@ -105,6 +110,7 @@ def _fields(record: Record, path: Path, form: Mapping[str, Callable[[Any], bool]
 
 
 def _add(file: SampleFile, results: Results, seen: set[tuple[Any, ...]]) -> None:
+    _check_whole(results)
     file.headers.append(results.header)
     file.paths.append(results.path)
     file.left_out |= {record["item"] for record in results.of("note") if "item" in record}
@@ -120,6 +126,22 @@ def _add(file: SampleFile, results: Results, seen: set[tuple[Any, ...]]) -> None
             raise UserError(f"{results.path}: a sample of prompt {item!r}, but no such prompt.")
         seen.add(sample)
         file.replies.setdefault(item, []).append(Reply(*told))
+
+
+def _check_whole(results: Results) -> None:
+    """Refuse what a killed run has left: fewer prompts or replies than were asked for would be measured unawares."""
+    asked = results.header.get("num_items")
+    if asked is None:  # as other tools write
+        return
+    replies = Counter(record["item"] for record in results.of("sample"))
+    given_up = {record["item"] for record in results.of("note") if "item" in record}
+    num_samples = results.header["settings"]["num_samples"]
+    whole = sum(num >= num_samples for num in replies.values()) + len(given_up)
+    if whole < asked:
+        raise UserError(
+            f"{results.path} holds all replies to {whole} of {asked} prompts: run the same spl sample command again, "
+            "which goes on to its end."
+        )
 
 
 def _name(file: SampleFile) -> str:

@@ -55,6 +55,18 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         read_samples([tmp_path / "d.jsonl"])
 
 
+def test_what_a_killed_run_has_left_is_not_measured(tmp_path: Path) -> None:
+    path, more = tmp_path / "a.jsonl", {"settings": {"num_samples": 2}, "num_items": 2}
+    for items in ({"x": [0, 1]}, {"x": [0, 1], "y": [0]}):
+        found = read(samples(path, items))
+        write(path, found.header | more, found.records)
+        with pytest.raises(UserError, match=r"a\.jsonl holds all replies to 1 of 2 prompts"):
+            read_samples([path])
+    found = read(samples(path, {"x": [0, 1]}))
+    write(path, found.header | more, [*found.records, {"kind": "note", "item": "y", "text": "y is left out"}])
+    assert read_samples([path])[0].left_out == {"y"}
+
+
 def test_results_of_other_programs_in_a_folder_are_passed_over(tmp_path: Path) -> None:
     path = samples(tmp_path / "a.jsonl", {"x": [0]})
     write(tmp_path / "found.jsonl", header("diversity-quality", {}), ())
