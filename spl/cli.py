@@ -45,6 +45,7 @@ mistake in the settings or the data 2, and a run that cannot go on 1.
 
 Every setting and its default: spl fit --help
 """
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EISDIR, errno.ENOTDIR)
 COMMANDS = ("fit", "validate", "test", "predict", "plan")
 # Functions, which jsonargparse gives a command line.
 PROGRAMS: dict[str, str | dict[str, str]] = {
@@ -86,6 +87,13 @@ def _fail(sentence: str, status: int) -> NoReturn:
     raise SystemExit(status)
 
 
+def _unwritten(error: OSError) -> NoReturn:
+    """End in a sentence where a file has no place; any other error stays what it is."""
+    if error.errno not in _NO_PLACE:
+        raise error
+    _fail(f"{error.filename or 'a file'} could not be written: {error.strerror}.", 1)
+
+
 def _run_program(args: list[str]) -> None:
     """Run a function that stands outside of training."""
     sys.excepthook = print_redacted
@@ -103,6 +111,8 @@ def _run_program(args: list[str]) -> None:
         run_program(found, name, rest)
     except UserError as error:
         _fail(str(error), 2)
+    except OSError as error:
+        _unwritten(error)
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on where it can.", 130)
 
@@ -135,9 +145,7 @@ def _run(args: list[str]) -> None:
     except (NonFiniteLossError, UnsavedRunError) as error:
         _fail(str(error), 1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        _fail(f"{error.filename or 'a file'} could not be written: {error.strerror}.", 1)
+        _unwritten(error)
     except InterruptedTrainingError as error:
         _fail(f"{error}. To go on: the same command with --output {error.folder or 'DIR'} --resume", error.exit_code)
     except RuntimeError as error:  # raised wherever the run happens to be

@@ -5,6 +5,7 @@ killed writes what it would have written.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -55,7 +56,11 @@ class Drawer(Protocol):
     """Whatever draws."""
 
     def jobs(self, questions: Sequence[Question]) -> list[Job]:
-        """The work in parts."""
+        """The work in parts.
+
+        Raises:
+            UserError: a conversation cannot be replied to. It is said before anything is drawn.
+        """
 
     def is_done(self, job: Job, written: set[Key]) -> bool:
         """Whether all records of a part are written."""
@@ -107,12 +112,22 @@ class ModelDrawer:
 
     def jobs(self, questions: Sequence[Question]) -> list[Job]:
         """Conversations of about one length together, since each is padded to the longest."""
-        ordered = sorted(questions, key=lambda q: sum(len(turn["content"]) for turn in q.asked.messages))
+        self.read(questions)
+        ordered = sorted(questions, key=lambda q: len(self.prompts[q.number]))
         return split(ordered, self.num_samples, self.batch_size)
+
+    def read(self, questions: Sequence[Question]) -> None:
+        """Tokenise the conversations.
+
+        Raises:
+            UserError: with a reply one is longer than the model can read, or the template refuses it.
+        """
+        self.prompts = {q.number: self._prompt(q.asked) for q in questions}
 
     def records(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, list[Record]]]:
         for job in jobs:
-            drawn = self._draw(job)
+            with drawing_faults(self.policy, f"batch_size ({self.batch_size})"):
+                drawn = self._draw(job)
             records: list[Record] = []
             for question, replies in zip(job.questions, drawn, strict=True):
                 records += [beginning(question)] if job.first == 0 else []
@@ -126,36 +141,47 @@ class ModelDrawer:
         return job.is_in(written)
 
     def _draw(self, job: Job) -> list[list[Drawn]]:
-        try:
-            return draw(
-                self.policy.model,
-                [prompt_ids(q.asked, self.policy, self.encoder, self.max_new_tokens) for q in job.questions],
-                job.num,
-                eos_token_ids=self.policy.eos_token_ids,
-                max_new_tokens=self.max_new_tokens,
-                decoding=self.decoding,
-                seeds=[self.seed * 1_000_003 + q.number for q in job.questions],
-                first=job.first,
+        return draw(
+            self.policy.model,
+            [self.prompts[q.number] for q in job.questions],
+            job.num,
+            eos_token_ids=self.policy.eos_token_ids,
+            max_new_tokens=self.max_new_tokens,
+            decoding=self.decoding,
+            seeds=[self.seed * 1_000_003 + q.number for q in job.questions],
+            first=job.first,
+        )
+
+    def _prompt(self, asked: Conversation) -> Sequence[int]:
+        """Token ids up to where the reply begins."""
+        ids = conversation_prompt(asked.messages, f"prompt {asked.item}", self.encoder).input_ids
+        config: Any = self.policy.model.config
+        most = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if most and len(ids) + self.max_new_tokens > most:
+            raise UserError(
+                f"prompt {asked.item} has {len(ids):,} tokens, which with max_new_tokens {self.max_new_tokens:,} are "
+                f"more than the model's {most:,} positions: lower max_new_tokens, or leave the prompt out."
             )
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"{self.policy.device} is out of memory: lower batch_size ({self.batch_size}).") from error
+        return ids
 
 
-def prompt_ids(asked: Conversation, policy: EvaluatedPolicy, encoder: Encoder, max_new_tokens: int) -> Sequence[int]:
-    """Token ids of a conversation up to where the reply begins.
+@contextmanager
+def drawing_faults(policy: EvaluatedPolicy, size: str) -> Iterator[None]:
+    """Say in a sentence why a model cannot be drawn from.
+
+    Args:
+        policy: the model.
+        size: the setting that takes less memory when it is lowered, with its value.
 
     Raises:
-        UserError: with a reply it is longer than the model can read, or the template refuses it.
+        UserError: there is no memory left, or the model gives no numbers.
     """
-    ids = conversation_prompt(asked.messages, f"prompt {asked.item}", encoder).input_ids
-    config: Any = policy.model.config
-    most = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if most and len(ids) + max_new_tokens > most:
-        raise UserError(
-            f"prompt {asked.item} has {len(ids):,} tokens, which with max_new_tokens {max_new_tokens:,} are more than "
-            f"the model's {most:,} positions: lower max_new_tokens, or leave the prompt out."
-        )
-    return ids
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{policy.device} is out of memory: lower {size}.") from error
+    except FloatingPointError as error:
+        raise UserError(f"{policy.name} cannot be drawn from: {error}. Try --dtype float32.") from error
 
 
 def drawn_record(question: Question, index: int, reply: Drawn, tokenizer: Any, encoder: Encoder) -> Record:

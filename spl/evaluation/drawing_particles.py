@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from spl.evaluation.drawing import Job, Key, ModelDrawer, Question, beginning, drawn_record, prompt_ids
+from spl.evaluation.drawing import Job, Key, ModelDrawer, Question, beginning, drawing_faults, drawn_record
 from spl.evaluation.policies import EvaluatedPolicy
 from spl.results import Record
 from spl.sampling.global_temperature import LEAST_ANCESTORS, Tempered, Tempering, draw_tempered
@@ -46,24 +46,29 @@ class TemperedDrawer(ModelDrawer):
             )
 
     def jobs(self, questions: Sequence[Question]) -> list[Job]:
+        self.read(questions)
         return [Job((question,), 0, self.num_samples) for question in questions]
 
     def records(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, list[Record]]]:
         for job in jobs:
             (question,) = job.questions
-            found = draw_tempered(
-                self.policy.model,
-                prompt_ids(question.asked, self.policy, self.encoder, self.max_new_tokens),
-                self.num_samples,
-                self.tempering,
-                eos_token_ids=self.policy.eos_token_ids,
-                max_new_tokens=self.max_new_tokens,
-                seed=self.seed * 1_000_003 + question.number,
-            )
+            with drawing_faults(self.policy, f"num_particles ({self.tempering.num_particles})"):
+                found = self._draw_tempered(question)
             yield job, [*self._replies(question, found), self._particles(question, found)]
 
     def is_done(self, job: Job, written: set[Key]) -> bool:
         return ("item", job.questions[0].asked.item, None) in written  # the last record of a job
+
+    def _draw_tempered(self, question: Question) -> Tempered:
+        return draw_tempered(
+            self.policy.model,
+            self.prompts[question.number],
+            self.num_samples,
+            self.tempering,
+            eos_token_ids=self.policy.eos_token_ids,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed * 1_000_003 + question.number,
+        )
 
     def _replies(self, question: Question, found: Tempered) -> list[Record]:
         if found.is_usable:
@@ -73,9 +78,9 @@ class TemperedDrawer(ModelDrawer):
             ]
             return [beginning(question), *samples]
         text = (
-            f"prompt {question.asked.item} is left out: {found.ancestors:.0%} of the first particles survive, but its "
-            f"replies would be variations of a few below {LEAST_ANCESTORS:.0%}. A global temperature nearer to 1, "
-            "shorter replies or more particles help."
+            f"prompt {question.asked.item} is left out: {found.ancestors:.0%} of the first particles survive, with an "
+            f"effective sample size of {found.effective:.0%}, but its replies would be variations of a few below "
+            f"{LEAST_ANCESTORS:.0%}. A global temperature nearer to 1, shorter replies or more particles help."
         )
         return [{"kind": "note", "item": question.asked.item, "text": text}]
 

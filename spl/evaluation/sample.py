@@ -15,7 +15,7 @@ from rich.table import Table
 from spl.data.conversations import Conversation, opened_with, read_conversations
 from spl.data.files import is_local
 from spl.data.problems import read_problems
-from spl.evaluation.drawing import Drawer, ModelDrawer, Question
+from spl.evaluation.drawing import Drawer, Job, ModelDrawer, Question
 from spl.evaluation.drawing_particles import TemperedDrawer
 from spl.evaluation.drawing_server import ServerDrawer
 from spl.evaluation.policies import EvaluatedPolicy
@@ -87,7 +87,7 @@ def sample(
         min_p: keep tokens at least this share as likely as the most likely one.
         global_temperature: of whole replies, in place of the four above, by sequential Monte Carlo; alpha / beta of SPL
             turns a DPO policy's law into the one SPL would have at its optimum. A prompt of which fewer than 10 % of
-            the first particles survive is left out.
+            the first particles survive, or whose last weights are worth fewer, is left out.
         num_particles: of each run of the sequential Monte Carlo.
         num_runs: independent runs of it a prompt.
         resample_below: effective sample size, as a share of the particles, below which they are resampled.
@@ -152,9 +152,11 @@ def sample(
         inputs=[Path(source) for source in (prompts, problems) if source and is_local(source)],
         seed=seed,
         fingerprint=fingerprint,
+        num_items=len(questions),
         **labels,
     )
-    _run(drawer, questions, Appender(output, first))
+    jobs = drawer.jobs(questions)  # which may find a prompt that cannot be replied to: before the output is begun
+    _run(drawer, jobs, Appender(output, first))
 
 
 def _check(
@@ -203,14 +205,16 @@ def _shard(questions: list[Question], shard: str | None) -> list[Question]:
     found = re.fullmatch(r"(\d+)/(\d+)", shard)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise UserError(f"shard must be as 3/8, the third of eight parts, but is {shard!r}.")
-    return questions[int(found[1]) - 1 :: int(found[2])]
+    part = questions[int(found[1]) - 1 :: int(found[2])]
+    if not part:
+        raise UserError(f"shard {shard} is empty: there are {len(questions)} prompts.")
+    return part
 
 
-def _run(drawer: Drawer, questions: list[Question], file: Appender) -> None:
+def _run(drawer: Drawer, jobs: list[Job], file: Appender) -> None:
     """Draw what is missing, and say what came out."""
     records = list(file.records)
     written = {_key(record) for record in records}
-    jobs = drawer.jobs(questions)
     left = [job for job in jobs if not drawer.is_done(job, written)]
     if len(left) < len(jobs):
         log.info("%s holds %d of %d parts: going on.", file.path, len(jobs) - len(left), len(jobs))

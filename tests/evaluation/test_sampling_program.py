@@ -1,5 +1,6 @@
 """`spl sample` as its users run it: what is in the file, and that it comes out the same however it came about."""
 
+import functools
 import json
 import random
 from collections.abc import Iterator
@@ -109,16 +110,23 @@ def test_a_global_temperature(prompts: str, tmp_path: Path, capsys: pytest.Captu
     assert run(prompts, tmp_path / "b.jsonl", **options) == records
 
 
+@pytest.mark.parametrize(("below", "few"), [(0.5, "surviving_ancestors"), (0.0, "effective_sample_size")])
 def test_a_prompt_of_few_ancestors_is_left_out(
-    prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    prompts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    below: float,
+    few: str,
 ) -> None:
-    """At a low temperature a few short replies take over."""
+    """At a low temperature a few short replies take over: by their weights where nothing is resampled."""
     options: dict[str, Any] = {"global_temperature": 0.2, "num_particles": 64, "num_runs": 2, "max_new_tokens": 24}
+    options["resample_below"] = below
     with pytest.raises(UserError, match="no prompt has replies"):
         run(prompts, tmp_path / "a.jsonl", **options)
     records = read(tmp_path / "a.jsonl").records
     assert [r["kind"] for r in records] == ["note", "item"] * 5
-    assert all(r["values"]["surviving_ancestors"] < 0.1 for r in records if r["kind"] == "item")
+    assert all(r["values"][few] < 0.1 for r in records if r["kind"] == "item")
     assert caplog.text.count("is left out: ") == 5
 
     def nothing(*args: Any, **kwargs: Any) -> Any:
@@ -127,6 +135,8 @@ def test_a_prompt_of_few_ancestors_is_left_out(
     monkeypatch.setattr(drawing_particles, "draw_tempered", nothing)
     with pytest.raises(UserError, match="no prompt has replies"):
         run(prompts, tmp_path / "a.jsonl", **options)
+    with pytest.raises(UserError, match="the sampler gave up on all"):
+        read_samples([tmp_path / "a.jsonl"])
 
 
 def test_a_server(prompts: str, tmp_path: Path) -> None:
@@ -160,6 +170,7 @@ def test_a_server(prompts: str, tmp_path: Path) -> None:
         ({"model": None, "server": "http://localhost:1"}, "--server and --server_model belong together"),
         ({"problems": "arithmetic"}, "--prompts and --problems are two sources"),
         ({"shard": "0/2"}, "shard must be as 3/8"),
+        ({"shard": "7/8"}, "shard 7/8 is empty: there are 5 prompts"),
         ({"num_samples": 0}, "num_samples must be 1 or more"),
         ({"top_p": 2.0}, "top_p must lie"),
         ({"global_temperature": 1.2, "top_p": 0.5}, "stands in place of top_p 0.5"),
@@ -170,6 +181,43 @@ def test_a_server(prompts: str, tmp_path: Path) -> None:
 def test_what_cannot_be_asked(prompts: str, tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         run(prompts, tmp_path / "a.jsonl", **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"global_temperature": 1.5}])
+def test_a_prompt_that_is_too_long_is_said_before_anything_is_drawn(tmp_path: Path, options: dict[str, Any]) -> None:
+    path, output = tmp_path / "prompts.jsonl", tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("Tea?", "Tea? " * 2000)))
+    with pytest.raises(UserError, match=r"prompt 2 has .* positions: lower max_new_tokens, or leave the prompt out"):
+        run(str(path), output, **options)
+    assert not output.exists()
+
+
+def test_a_model_that_gives_no_numbers_ends_in_a_sentence(
+    prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = EvaluatedPolicy.load("tiny").model
+    monkeypatch.setattr(model, "forward", wraps_with_nan(model.forward))
+    for options in ({}, {"global_temperature": 1.5}):
+        with pytest.raises(UserError, match="cannot be drawn from: the model's logits are not finite"):
+            run(prompts, tmp_path / f"{len(options)}.jsonl", **options)
+
+
+def wraps_with_nan(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * float("nan")
+        return output
+
+    return broken
+
+
+def test_an_output_that_is_a_folder_ends_in_a_sentence(
+    prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["sample", "tiny", "--prompts", prompts, "--output", str(tmp_path), "--max_new_tokens", "4"])
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} could not be written: Is a directory")
 
 
 def test_samples_of_another_seed_are_of_the_same_problems(tmp_path: Path) -> None:
