@@ -70,10 +70,6 @@ def read_samples(paths: Sequence[str | Path]) -> list[SampleFile]:
     if named and not found:
         raise UserError(f"no samples in {', '.join(map(str, named))}: expected files that spl sample wrote.")
     for file in found.values():
-        if not file.replies:
-            raise UserError(
-                f"{_name(file)}: no replies in {', '.join(map(str, file.paths))}: the sampler gave up on all."
-            )
         if bare := file.prompts.keys() - file.replies.keys():
             raise UserError(f"{_name(file)}: no sample of prompt {min(bare)!r}; run spl sample to its end.")
     return list(found.values())
