@@ -151,13 +151,20 @@ class _Pool:
                 process.terminate()
 
 
+def check_jobs(jobs: int) -> None:
+    """Raise a UserError where nothing could run."""
+    if jobs < 1:
+        raise UserError(f"jobs is the number of runs at a time and must be 1 or more, but is {jobs}.")
+
+
 def execute(runs: Sequence[Run], jobs: int = 1) -> list[Outcome]:
     """Run commands, `jobs` at a time; one that fails does not keep the others from running.
 
     Raises:
-        UserError: a result is there that another command made.
+        UserError: a result is there that another command made, or jobs is below 1.
         SystemExit: 75, when SIGTERM or SIGUSR1 came; as on Ctrl-C, what ran was asked to save and has ended.
     """
+    check_jobs(jobs)
     for run in runs:
         run.is_finished()
     pool = _Pool(jobs)
@@ -204,7 +211,7 @@ def _environments(jobs: int) -> Iterator[dict[str, str]]:
 def _begun_log(run: Run) -> Path:
     """Its log, which begins with its command; one of another command is written over."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    if run.always or not run.log.exists() or not run.log.read_text(errors="replace").startswith(run.first_line):
+    if run.always or not run.log.exists() or not run.log.read_text("utf-8", "replace").startswith(run.first_line):
         run.log.write_text(run.first_line, encoding="utf-8")
     return run.log
 

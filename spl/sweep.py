@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from spl.disk import replacing
 from spl.results import Record, header, write
-from spl.runs import Outcome, Run, arguments, execute, file_name, written
+from spl.runs import Outcome, Run, arguments, check_jobs, execute, file_name, written
 from spl.types import UserError
 
 log = logging.getLogger(__name__)
@@ -137,8 +138,9 @@ def _points(grid: Mapping[str, Sequence[Any]]) -> list[Point]:
 
 
 def _check(cells: Sequence[Cell], grid: Mapping[str, Any], select: Select | None, jobs: int) -> None:
-    if jobs < 1:
-        raise UserError(f"jobs is the number of runs at a time and must be 1 or more, but is {jobs}.")
+    check_jobs(jobs)
+    if empty := [name for name, values in grid.items() if not values]:
+        raise UserError(f"grid has no value for {empty[0]}, so there is nothing to run: give it one, or leave it out.")
     if select and (missing := [name for name in select.over if name not in grid]):
         raise UserError(f"select.over names {missing[0]}, of which grid has no values: add it to the grid.")
     if select and select.num_seeds < 1:
@@ -166,15 +168,16 @@ def _execute(cells: Sequence[Cell], runs: Mapping[Cell, Run], jobs: int) -> dict
 
 
 def _chosen(outcomes: Mapping[Cell, Outcome], runs: Mapping[Cell, Run], select: Select) -> set[tuple[str, Point]]:
-    """The best point of every policy and every combination of what is not chosen.
+    """The best point of every policy and every combination of what is not chosen, of those whose runs all finished.
 
     Raises:
         UserError: a run has no such figure.
     """
     scores: dict[tuple[str, Point], list[float]] = {}
     for cell, outcome in outcomes.items():
-        if outcome.state != "failed":
-            scores.setdefault((cell.policy, cell.point), []).append(_figure(runs[cell], select.metric))
+        # A value that failed for one seed is not chosen by the others, which may have been luckier.
+        score = math.nan if outcome.state == "failed" else _figure(runs[cell], select.metric)
+        scores.setdefault((cell.policy, cell.point), []).append(score)
     best: dict[tuple[str, Point], tuple[float, Point]] = {}
     for (policy, point), values in scores.items():
         score = statistics.fmean(values) * (1 if select.mode == "min" else -1)
@@ -245,7 +248,7 @@ def _table(rows: Sequence[Record], names: Sequence[str]) -> Table:
         cells = [_shown(row["figures"].get(name)) for name in shown]
         label = f"{row['group'] or ''}{' *' if row['chosen'] and not all(r['chosen'] for r in rows) else ''}"
         last = row["state"] if row["state"] == "failed" else _shown(row["seconds"])
-        table.add_row(row["policy"], label, str(row["train_seed"]), *cells, last)
+        table.add_row(escape(row["policy"]), escape(label), str(row["train_seed"]), *cells, last)
     if not all(row["chosen"] for row in rows):
         table.caption = "* the best of its policy, by which the other seeds were run"
     return table

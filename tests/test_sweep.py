@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import yaml
 
 from spl.cli import main
 from spl.results import read
-from spl.runs import FINISHED, Run
+from spl.runs import FINISHED, Outcome, Run
 from spl.sweep import Select, sweep
 from spl.types import UserError
 
@@ -101,17 +102,38 @@ def test_the_best_is_chosen_by_the_first_seeds_and_alone_run_on(
     assert "the best of its policy" in capsys.readouterr().out
 
 
+def test_a_value_that_failed_for_a_seed_is_not_chosen_by_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The large rate ends better where it ends."""
+    args: dict[str, Any] = {"grid": {"model.lr": [0.1, 0.4]}, "seeds": [0, 1]}
+    for command in commands(capsys, [TINY], str(tmp_path), **args):
+        lr, seed = option(command, "--model.lr"), option(command, "--seed_everything")
+        if (lr, seed) != ("0.4", "1"):
+            finish(command, {"val/loss": {"0.1": 0.6, "0.4": 0.2}[lr]})
+
+    def failing(runs: Sequence[Run], jobs: int) -> list[Outcome]:
+        return [Outcome("finished") if run.is_finished() else Outcome("failed", said="not finite") for run in runs]
+
+    monkeypatch.setattr("spl.sweep.execute", failing)
+    with pytest.raises(SystemExit):
+        sweep([TINY], str(tmp_path), **args, select=Select(num_seeds=2))
+    chosen = {(row["group"], row["train_seed"]) for row in rows(tmp_path) if row["chosen"] == "True"}
+    assert chosen == {("model.lr 0.1", "0"), ("model.lr 0.1", "1")}
+
+
 def test_figures_are_kept_by_policy_and_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args: dict[str, Any] = {"policies": {"dpo": {}, "spl 2": {"model.global_temperature": 2}}, "seeds": [3, 4]}
+    args: dict[str, Any] = {"policies": {"dpo [b]": {}, "spl 2": {"model.global_temperature": 2}}, "seeds": [3, 4]}
     for number, command in enumerate(commands(capsys, [TINY], str(tmp_path), **args)):
         finish(command, {"val/loss": 0.5 + number, "val/length": 8.0})
     sweep([TINY], str(tmp_path), **args)
     results = read(tmp_path / "sweep.jsonl")
     assert results.header["program"] == "sweep"
     values = {(r["policy"], r["train_seed"]): r["value"] for r in results.of("estimate") if r["name"] == "val/loss"}
-    assert values == {("dpo", 3): 0.5, ("dpo", 4): 1.5, ("spl 2", 3): 2.5, ("spl 2", 4): 3.5}
+    assert values == {("dpo [b]", 3): 0.5, ("dpo [b]", 4): 1.5, ("spl 2", 3): 2.5, ("spl 2", 4): 3.5}
     assert [row["val/length"] for row in rows(tmp_path)] == ["8.0"] * 4
     assert all(row["chosen"] == "True" for row in rows(tmp_path))
+    assert "dpo [b]" in capsys.readouterr().out
 
 
 def test_a_result_of_another_command_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +154,7 @@ def test_a_result_of_another_command_is_not_taken(tmp_path: Path, capsys: pytest
     ("settings", "named"),
     [
         ({"jobs": 0}, "jobs is the number of runs at a time"),
+        ({"grid": {"model.lr": [0.1], "model.beta": []}}, "grid has no value for model.beta"),
         ({"select": Select(over=["model.lr"])}, "select.over names model.lr, of which grid has no values"),
         ({"policies": {"a b": {}, "a-b": {}}}, "two runs would share the folder a-b_seed=0"),
     ],
