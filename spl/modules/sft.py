@@ -21,8 +21,8 @@ class SFTOutput(TypedDict):
 
     loss: Tensor  # [] what is differentiated
     objective: Tensor  # [] mean loss of the batch's tokens or examples, detached
-    policy_logps: Tensor  # [R]
-    entropies: Tensor  # [R]
+    policy_logps: Tensor  # [R] in training by GEM of its law, the policy's at another temperature
+    entropies: Tensor  # [R] of the same law
     num_response_tokens: Tensor  # [R]
     num_tokens: int
 
@@ -113,11 +113,10 @@ class SFTModule(PolicyModule):
 
     def figures_of(self, output: SFTOutput, batch: PreferenceBatch, stage: str) -> Figures:
         tokens = _num_reply_tokens(batch)
-        figures = {
-            "loss": (output["objective"], tokens if self.by_token else batch.num_examples),
-            "token_entropy": (output["entropies"].sum() / tokens, tokens),
-        }
-        if stage != "train":  # where the law may be GEM's
+        figures = {"loss": (output["objective"], tokens if self.by_token else batch.num_examples)}
+        if stage != "train" or self.gem_temperature is None:  # else it would be of GEM's law, not the policy's
+            figures["token_entropy"] = (output["entropies"].sum() / tokens, tokens)
+        if stage != "train":
             figures["nll"] = (-output["policy_logps"].sum() / tokens, tokens)
         return figures
 

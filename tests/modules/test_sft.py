@@ -119,6 +119,15 @@ def test_held_out_figures_are_cross_entropies(tmp_path: Path, path: Path, tiny_t
     assert 0 < found["val/token_entropy"] < 6
 
 
+@pytest.mark.parametrize("gem", [None, 0.7])
+def test_no_entropy_of_gem_s_law_is_shown_as_the_policy_s(tiny_tokenizer: Any, gem: float | None) -> None:
+    """GEM's law at 0.7 is sharper than the policy, whose entropy the same figure is elsewhere."""
+    batch, module = batch_of(tiny_tokenizer, [0, 3]), configured(gem_temperature=gem)
+    figures = module.figures_of(module.evaluate(batch, "train")[0], batch, "train")
+    assert ("token_entropy" in figures) == (gem is None)
+    assert "token_entropy" in module.figures_of(module.evaluate(batch, "val")[0], batch, "val")
+
+
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, path: Path) -> None:
     def run(steps: int, *callbacks: Any, **options: Any) -> Any:
         torch.manual_seed(0)
