@@ -16,6 +16,9 @@ import pytest
 
 from spl.cli import main
 from spl.disk import append
+from spl.paper.policies import Trainer
+from spl.paper.settings import Training
+from spl.paper.steps import Steps
 from spl.results import read
 from spl.runs import FINISHED, Outcome, Run
 
@@ -88,7 +91,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_everything_in_a_row(tmp_path: Path, data: Path, commands: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_in_a_row(
+    tmp_path: Path,
+    data: Path,
+    commands: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     args = ["paper", "--config", TINY, "--data", str(data), "--output", str(tmp_path / "paper")]
     main(args)
     folder = tmp_path / "paper"
@@ -117,3 +126,32 @@ def test_everything_in_a_row(tmp_path: Path, data: Path, commands: list[str], mo
     use(monkeypatch, left)
     main(args)
     assert commands == ["policies", "report"]  # the sweep looks for runs that failed; the report is drawn anew
+    with pytest.raises(SystemExit):  # else all that is skipped would be of the rows before
+        main([*args, "--sizes.train", "5"])
+    assert "train.jsonl holds other rows than these settings give" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--jobs", "0"], "jobs is the number of runs at a time"),
+        (["--policies", "{dpo: {}, sft: {}}"], "policies have 'sft'"),
+        (["--policies", "{spl: {}}"], "policies must have 'dpo'"),
+        (["--training.sft_steps", "0"], "training.gem is SFT, but training.sft_steps is 0"),
+    ],
+)
+def test_what_is_no_paper_is_refused_before_anything_runs(
+    tmp_path: Path, args: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["paper", "--config", TINY, "--output", str(tmp_path / "paper"), *args])
+    assert named in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_the_user_s_come_first_and_count(tmp_path: Path) -> None:
+    """First, since a config among them would undo what stands before it."""
+    given = {"trainer": "configs/trainer/gpu.yaml", "trainer.gradient_clip_val": 0.5}
+    found = Trainer(Steps(tmp_path), "tiny", Training(settings=given)).common(7)
+    assert next(iter(found)) == "trainer"
+    assert (found["trainer.gradient_clip_val"], found["trainer.max_steps"]) == (0.5, 7)

@@ -54,7 +54,10 @@ def parts(
         part: list[PreferenceExample] = []
         while len(part) < size:
             if not groups:
-                raise UserError(f"there are too few examples: {sum(sizes.values())} are asked for ({_said(sizes)}).")
+                raise UserError(
+                    f"there are too few examples: {sum(sizes.values())} are asked for ({_said(sizes)}), and "
+                    f"{sum(map(len, by_opening.values()))} with {len(by_opening)} openings are there."
+                )
             part += groups.pop()
         found[name] = part[:size]
     return found
@@ -64,10 +67,20 @@ def _said(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {size}" for name, size in sizes.items())
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """JSON lines, all or none."""
+def keep_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write JSON lines, all or none, where they are not there yet.
+
+    Raises:
+        UserError: the file has other content.
+    """
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    if path.exists() and path.read_bytes() != content:
+        raise UserError(
+            f"{path} holds other rows than these settings give, and what lies beside it may have been made from them: "
+            "give another output folder, or remove that one."
+        )
     with replacing(path) as file:
-        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        file.write(content)
 
 
 def comparison_row(example: PreferenceExample) -> dict[str, object]:

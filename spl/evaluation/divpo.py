@@ -125,7 +125,7 @@ def word_frequencies(texts: Sequence[str]) -> list[float]:
 def _surprisals(replies: Sequence[Reply], per_token: bool) -> Iterator[float]:
     for reply in replies:
         length = reply.num_tokens if per_token else 1
-        if reply.logp is None or length is None:
+        if reply.logp is None or not length:
             raise UserError(
                 "the criterion probability needs each reply's log-probability, which these samples lack: draw them "
                 "from the model itself, or take word_frequency or embedding."

@@ -21,7 +21,7 @@ class RewardScorer:
     Args:
         model: a sequence-classification model with one label.
         tokenizer: its tokenizer.
-        max_length: most tokens of a conversation; of longer ones the oldest go.
+        max_length: most tokens of a conversation; longer ones are cut as `Encoder` says.
         batch_tokens: most tokens that go through the network at a time, padding counted.
     """
 

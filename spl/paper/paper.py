@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spl.paper.evidence import Evidence
-from spl.paper.policies import DPO, Trainer, prepare
+from spl.paper.policies import DPO, START, Trainer, prepare
 from spl.paper.settings import Measuring, Sizes, Training
 from spl.paper.steps import Steps
 from spl.types import UserError
@@ -53,6 +53,10 @@ def paper(
     """
     if DPO not in policies:
         raise UserError(f"policies must have {DPO!r}, which the others are compared with, but are {list(policies)}.")
+    if START in policies:
+        raise UserError(f"policies have {START!r}, the name of the policy that all others start from: rename it.")
+    if training.gem and not training.sft_steps:
+        raise UserError("training.gem is SFT, but training.sft_steps is 0: give steps, or set training.gem to false.")
     began = time.perf_counter()
     steps = Steps(output, data, jobs)
     prepare(steps, sizes)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from spl.data.parts import comparison_row, demonstration_row, parts, prompt_row, short_examples, write_rows
+from spl.data.parts import comparison_row, demonstration_row, keep_rows, parts, prompt_row, short_examples
 from spl.data.source import named_source
 from spl.disk import replacing
 from spl.paper.settings import Measuring, Sizes, Training
@@ -43,15 +43,19 @@ class Arm:
 
 
 def prepare(steps: Steps, sizes: Sizes) -> None:
-    """Share the pairs out among parts without a common prompt."""
+    """Share the pairs out among parts without a common prompt.
+
+    Raises:
+        UserError: there are too few, or the folder holds other parts, on which what is skipped was made.
+    """
     num = asdict(sizes)
     max_chars, num_rows = num.pop("max_chars"), num.pop("num_rows")
     examples = short_examples(named_source(steps.source("pairs"), "train"), num_rows, max_chars)
     found = parts(examples, num, seed=0)
     for name, part in found.items():
-        write_rows(Path(steps.part(name)), map(comparison_row, part))
-        write_rows(Path(steps.part(f"{name}_prompts")), (prompt_row(k, example) for k, example in enumerate(part)))
-        write_rows(Path(steps.part(f"{name}_chosen")), map(demonstration_row, part))
+        keep_rows(Path(steps.part(name)), map(comparison_row, part))
+        keep_rows(Path(steps.part(f"{name}_prompts")), (prompt_row(k, example) for k, example in enumerate(part)))
+        keep_rows(Path(steps.part(f"{name}_chosen")), map(demonstration_row, part))
     said = ", ".join(f"{name} {size}" for name, size in num.items())
     log.info("Pairs in %s: %s; no prompt is in two of them.", steps.output / "data", said)
 
@@ -76,7 +80,7 @@ class Trainer:
 
     def common(self, num_steps: int) -> dict[str, Any]:
         """Settings of all runs; held-out data are looked at before the first step and after the last."""
-        return self.plan.settings | {
+        own = {
             "model.model": self.model,
             "data.batch_size": self.plan.batch_size,
             "trainer.max_steps": num_steps,
@@ -85,6 +89,8 @@ class Trainer:
             "trainer.check_val_every_n_epoch": None,
             "trainer.val_check_interval": 1_000_000,
         }
+        # The user's come first, since a config among them sets many, and count where they name one of these.
+        return self.plan.settings | own | self.plan.settings
 
     def fit(self, name: str, task: str, parts: tuple[str, str], num_steps: int, lr: float, **more: Any) -> str:
         """Train a model on one part of the pairs, with another held out; returns the folder of its export."""
@@ -113,7 +119,8 @@ class Trainer:
         settings: dict[str, Any] = {"model": self.begun, "prompts": self.steps.part("train_prompts"), "policy": START}
         settings |= {"num_samples": num, "max_new_tokens": measuring.max_new_tokens, "device": measuring.device}
         drawn = ["sample", *arguments(settings), "--output", str(samples)]
-        made = ["pairs", "divpo", str(samples), "--reward_model", reward_model, "--output", str(pairs)]
+        given = {"reward_model": reward_model, "device": measuring.device, "output": str(pairs)}
+        made = ["pairs", "divpo", str(samples), *arguments(given)]
         self.steps.run(self.steps.step("divpo samples", drawn, samples))
         self.steps.run(self.steps.step("divpo pairs", made, pairs))
         return {"model.alpha": None, "data.path": str(pairs)}

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from spl.runs import Run, execute, file_name
+from spl.runs import Run, check_jobs, execute, file_name
 from spl.types import UserError
 
 log = logging.getLogger(__name__)
@@ -26,9 +26,13 @@ class Steps:
         output: the folder; `data`, `logs` and all results lie in it.
         local: folder of local data; the Hub without it.
         jobs: steps at a time, where they do not need each other.
+
+    Raises:
+        UserError: jobs is below 1.
     """
 
     def __init__(self, output: Path, local: Path | None = None, jobs: int = 1) -> None:
+        check_jobs(jobs)
         self.output = output
         self.local = local
         self.jobs = jobs

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spl.data.formats import parse_row
-from spl.data.parts import comparison_row, demonstration_row, parts, prompt_row, short_examples, write_rows
+from spl.data.parts import comparison_row, demonstration_row, keep_rows, parts, prompt_row, short_examples
 from spl.data.source import Source
 from spl.types import Comparison, PreferenceExample, UserError
 
@@ -41,7 +41,8 @@ def test_parts_follow_the_seed() -> None:
 
 
 def test_too_few_examples_are_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"too few examples: 13 are asked for \(prompts 4, dev 3, train 6\)"):
+    said = r"too few examples: 13 are asked for \(prompts 4, dev 3, train 6\), and 10 with 5 openings are there"
+    with pytest.raises(UserError, match=said):
         parts(examples(10), SIZES, 0)
 
 
@@ -49,9 +50,18 @@ def test_long_and_unusable_rows_are_left_out(tmp_path: Path) -> None:
     """The limit is on prompt and longest response together; rows beyond num_rows are not looked at."""
     kept = {"prompt": "four", "chosen": "123456", "rejected": "12"}
     rows = [kept, kept | {"rejected": "1234567"}, kept | {"chosen": ""}, {"odd": 1}, kept, kept]
-    write_rows(tmp_path / "rows.jsonl", rows)
+    keep_rows(tmp_path / "rows.jsonl", rows)
     found = short_examples(Source(str(tmp_path / "rows.jsonl")), 5, max_chars=10)
     assert [example.responses for example in found] == [("123456", "12")] * 2
+
+
+def test_rows_that_something_was_made_from_are_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    keep_rows(path, [{"a": "ä"}])
+    keep_rows(path, [{"a": "ä"}])
+    with pytest.raises(UserError, match=r"rows\.jsonl holds other rows than these settings give"):
+        keep_rows(path, [{"a": "ä"}, {"a": "b"}])
+    assert path.read_text(encoding="utf-8") == '{"a": "ä"}\n'
 
 
 def test_rows_are_read_back() -> None:
