@@ -16,10 +16,12 @@ import pytest
 
 from spl.cli import main
 from spl.disk import append
-from spl.paper.policies import Trainer
-from spl.paper.settings import Training
+from spl.paper.evidence import Evidence
+from spl.paper.policies import Arm, Trainer
+from spl.paper.settings import Measuring, Training
 from spl.paper.steps import Steps
-from spl.results import read
+from spl.results import header, read
+from spl.results import write as write_results
 from spl.runs import FINISHED, Outcome, Run
 
 TINY = str(Path(__file__).parents[1] / "configs/paper/tiny.yaml")
@@ -147,6 +149,40 @@ def test_what_is_no_paper_is_refused_before_anything_runs(
         main(["paper", "--config", TINY, "--output", str(tmp_path / "paper"), *args])
     assert named in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_way_of_decoding_that_gives_up_prompts_does_not_take_them_from_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten prompts one given up is passed over; with two the comparison goes on without; so if none is answered."""
+    given_up = {"dpo_seed=0": 0, "dpo_one_seed=0": 1, "dpo_two_seed=0": 2}
+
+    def draw(runs: Sequence[Run], jobs: int) -> list[Outcome]:
+        outcomes = []
+        for run in runs:
+            if run.result.stem not in given_up:
+                outcomes.append(Outcome("failed", said="no prompt has replies"))
+                continue
+            records: list[dict[str, Any]] = []
+            for k in range(10):
+                if k < given_up[run.result.stem]:
+                    records.append({"kind": "note", "item": str(k), "text": "too few particles"})
+                    continue
+                records.append({"kind": "prompt", "item": str(k), "messages": [{"role": "user", "content": "?"}]})
+                records.append({"kind": "sample", "item": str(k), "index": 0, "text": "!", "finish": "stop"})
+            write_results(run.result, header("sample", {}, policy="dpo", setting=run.result.stem), records)
+            outcomes.append(Outcome("finished"))
+        return outcomes
+
+    use(monkeypatch, draw)
+    tempered: dict[str, dict[str, Any]] = {name: {"global_temperature": 1.1} for name in ("one", "two", "none")}
+    plan = Measuring(decodings=tempered)
+    evidence = Evidence(Steps(tmp_path), [Arm("sft", None, "m"), Arm("dpo", 0, "m")], "reward", plan)
+    dpo = [arm for arm in evidence.decoded() if arm.policy == "dpo"]
+    found = evidence.sample(dpo, "chat")
+    assert [Path(path).stem for path in found] == ["dpo_seed=0", "dpo_one_seed=0"]
+    with pytest.raises(SystemExit):  # what has to be there
+        evidence.sample(evidence.arms, "chat")
 
 
 def test_settings_of_the_user_s_come_first_and_count(tmp_path: Path) -> None:

@@ -1,13 +1,20 @@
 """What is measured: replies compared, problems solved, questions answered, and the report of it all."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from spl.evaluation.sample_files import read_samples
 from spl.paper.policies import DPO, START, Arm
 from spl.paper.settings import Measuring
 from spl.paper.steps import Steps
 from spl.runs import Run, arguments, file_name
+
+log = logging.getLogger(__name__)
+
+MOST_GIVEN_UP = 0.1
+"""Share of the prompts that a way of decoding may give up and still be compared, on those it answers."""
 
 
 class Evidence:
@@ -36,10 +43,15 @@ class Evidence:
                     yield replace(arm, setting=name, options=options)
 
     def sample(self, arms: Sequence[Arm], folder: str, **settings: Any) -> list[str]:
-        """Draw every policy's replies to prompts or problems, to a file each; returns the files."""
-        runs = [self._sampling(arm, folder, settings) for arm in arms]
-        self.steps.run(*runs)
-        return [str(run.result) for run in runs]
+        """Draw every policy's replies to prompts or problems, to a file each; returns the files to compare.
+
+        A global temperature gives up the prompts on which too few particles survive, perhaps all. Since policies are
+        compared on the prompts to which all have replies, one that gave up many is left out.
+        """
+        sure = [self._sampling(arm, folder, settings) for arm in arms if not _may_give_up(arm)]
+        self.steps.run(*sure)
+        tried = self.steps.attempt(*(self._sampling(arm, folder, settings) for arm in arms if _may_give_up(arm)))
+        return [str(run.result) for run in (*sure, *filter(_answers_most, tried))]
 
     def _sampling(self, arm: Arm, folder: str, settings: dict[str, Any]) -> Run:
         own = {} if arm.seed is None else {"train_seed": arm.seed}
@@ -92,3 +104,16 @@ class Evidence:
         path = self.steps.output / "report.html"
         results = [str(self.steps.output / name) for name in ("results", "samples", "policies")]
         self.steps.run(self.steps.step("report", ["report", *results, "--output", str(path)], path, always=True))
+
+
+def _may_give_up(arm: Arm) -> bool:
+    return "global_temperature" in arm.options
+
+
+def _answers_most(run: Run) -> bool:
+    (file,) = read_samples([run.result])
+    num = len(file.left_out | file.prompts.keys())
+    if len(file.left_out) <= MOST_GIVEN_UP * num:
+        return True
+    log.warning("%s gave up %d of %d prompts, so it is not compared.", run.name, len(file.left_out), num)
+    return False

@@ -61,12 +61,17 @@ class Steps:
         """A command and its log."""
         return Run(name, tuple(args), self.output / "logs" / f"{file_name(name)}.txt", result, always)
 
+    def attempt(self, *steps: Run) -> list[Run]:
+        """Run steps that do not need each other; returns those that came to their end."""
+        outcomes = execute(steps, max(1, min(self.jobs, len(steps))))
+        return [step for step, outcome in zip(steps, outcomes, strict=True) if outcome.state != "failed"]
+
     def run(self, *steps: Run) -> None:
         """Run steps that do not need each other.
 
         Raises:
             SystemExit: 1 if one failed.
         """
-        if any(outcome.state == "failed" for outcome in execute(steps, min(self.jobs, len(steps)))):
+        if len(self.attempt(*steps)) < len(steps):
             log.error("A step failed, so the rest waits: mend it, and give the same command again.")
             raise SystemExit(1)
