@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spl.sampling.decoder import decoder
 from spl.sampling.generate import Drawn, Growing, Laws, random_numbers, wide
-from spl.sampling.logits import Decoding
+from spl.sampling.logits import LEAST_TEMPERATURE, Decoding
 from spl.types import UserError
 
 LEAST_ANCESTORS = 0.1
@@ -40,8 +40,11 @@ class Tempering:
     resample_below: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (self.global_temperature > 0 and math.isfinite(self.global_temperature)):
-            raise UserError(f"global_temperature must be a finite number above 0, but is {self.global_temperature}.")
+        if not LEAST_TEMPERATURE <= self.global_temperature < math.inf:
+            raise UserError(
+                f"global_temperature must be a finite number from {LEAST_TEMPERATURE:g} on, but is "
+                f"{self.global_temperature}."
+            )
         if self.num_particles < 2 or self.num_runs < 2:
             raise UserError(
                 f"num_particles and num_runs must be 2 or more, but are {self.num_particles} and {self.num_runs}."
@@ -59,7 +62,7 @@ class Tempered(NamedTuple):
 
     replies: list[Drawn]  # of the weighted particles of all runs, by one last systematic resampling
     ancestors: float  # share of a run's first particles that still have descendants, the mean over runs
-    effective: float  # sample size of the last weights, as a share of the particles, the mean over runs
+    effective: float  # sample size of the weights that replies are drawn by, as a share of the particles of all runs
     distinct: int  # different replies; a particle that had ended may have been taken many times over
     log_z: float  # of the tempered law, from all runs, nats
     log_z_spread: float  # standard deviation of log Z over the runs, nats
@@ -148,8 +151,9 @@ class _Particles:
         """Resample the runs whose weights are uneven -> for every particle the one that it goes on from."""
         runs, num = self._log_weights.shape
         index = torch.arange(num, device=self._device).repeat(runs, 1)
-        chosen = systematic(self._log_weights.softmax(-1), self.uniform(runs), num)
-        uneven = self._effective() < self._tempering.resample_below
+        weights = self._log_weights.softmax(-1)
+        chosen = systematic(weights, self.uniform(runs), num)
+        uneven = _effective(weights) < self._tempering.resample_below
         index[uneven] = chosen[uneven]
         self._log_z[uneven] += self._log_means()[uneven]
         self._log_weights[uneven] = 0.0
@@ -162,7 +166,8 @@ class _Particles:
     def finish(self, num_samples: int) -> Tempered:
         log_z = self._log_z + self._log_means()
         weights = self._log_weights.softmax(-1) * log_z.softmax(-1)[:, None]  # a run counts by its estimate of Z
-        chosen = systematic(weights.view(1, -1), self.uniform(1), num_samples)[0]
+        weights = weights.view(1, -1)
+        chosen = systematic(weights, self.uniform(1), num_samples)[0]
         order = torch.randperm(num_samples, generator=self._random).tolist()  # else neighbours are of one run
         drawn = self.replies.finish()
         replies = [drawn[chosen[k]] for k in order]
@@ -170,18 +175,19 @@ class _Particles:
         return Tempered(
             replies=replies,
             ancestors=sum(survivors) / self._ancestors.numel(),
-            effective=self._effective().mean().item(),
+            effective=_effective(weights).item(),
             distinct=len({reply.token_ids for reply in replies}),
             log_z=(log_z.logsumexp(0) - math.log(len(log_z))).item(),
             log_z_spread=log_z.std().item(),
         )
 
-    def _effective(self) -> Tensor:
-        """1 / sum of squared weights, as a share of the particles [runs]."""
-        return 1 / (self._log_weights.softmax(-1).square().sum(-1) * self._log_weights.shape[1])
-
     def _log_means(self) -> Tensor:
         return self._log_weights.logsumexp(-1) - math.log(self._log_weights.shape[1])
+
+
+def _effective(weights: Tensor) -> Tensor:
+    """Kish's effective sample size of weights that add up to 1 [runs, N], as a share of the particles [runs]."""
+    return 1 / (weights.square().sum(-1) * weights.shape[-1])
 
 
 def systematic(weights: Tensor, uniform: Tensor, num: int) -> Tensor:

@@ -139,6 +139,15 @@ def test_copies_of_a_reply_are_one(model: Any) -> None:
     assert found.distinct == len({reply.token_ids for reply in found.replies}) < 8
 
 
+def test_the_effective_size_counts_runs_by_their_z(model: Any) -> None:
+    """Resampled at every step, particles of a run weigh the same, and two runs as Z1 to Z2."""
+    tempering = Tempering(3.0, num_particles=4, num_runs=2, resample_below=1.0)
+    found = draw_tempered(model, PROMPT, 8, tempering, eos_token_ids={EOS}, max_new_tokens=MOST)
+    first = 1 / (1 + math.exp(-found.log_z_spread * math.sqrt(2)))  # the spread of two is their distance / sqrt(2)
+    assert 0.5 < found.effective < 0.999
+    assert found.effective == pytest.approx(1 / (2 * (first**2 + (1 - first) ** 2)))
+
+
 def test_a_seed_gives_the_same_and_another_others(model: Any) -> None:
     options: dict[str, Any] = {"eos_token_ids": {EOS}, "max_new_tokens": MOST}
     one, two, three = (draw_tempered(model, PROMPT, 30, Tempering(1.5), seed=s, **options) for s in (1, 1, 2))
@@ -158,7 +167,7 @@ def test_systematic_resampling_takes_each_as_often_as_its_weight_says() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"global_temperature": 0.0}, "global_temperature must be a finite number above 0"),
+        ({"global_temperature": 0.0}, "global_temperature must be a finite number"),
         ({"global_temperature": 1.2, "num_runs": 1}, "num_particles and num_runs must be 2 or more"),
         ({"global_temperature": 1.2, "resample_below": 1.5}, "resample_below is a share"),
     ],
