@@ -112,7 +112,8 @@ def sample(
     """
     decoding = Decoding(temperature, top_k, top_p, min_p)
     tempering = _tempering(global_temperature, num_particles, num_runs, resample_below, decoding, server)
-    name = _check(model, server, server_model, num_samples, max_new_tokens, batch_size)
+    counts = {"batch_size": batch_size, "concurrency": concurrency}
+    name = _check(model, server, server_model, num_samples=num_samples, max_new_tokens=max_new_tokens, **counts)
     asked = _conversations(prompts, problems, num_prompts, template)
     questions = _shard([Question(*one) for one in enumerate(opened_with(system, asked))], shard)
     drawing: dict[str, Any] = {"num_samples": num_samples, "max_new_tokens": max_new_tokens, "seed": seed}
@@ -159,15 +160,13 @@ def sample(
     _run(drawer, jobs, Appender(output, first))
 
 
-def _check(
-    model: str | None, server: str | None, server_model: str | None, num_samples: int, max_new_tokens: int, batch: int
-) -> str:
+def _check(model: str | None, server: str | None, server_model: str | None, **counts: int) -> str:
     """The model's name, here or there."""
     if (model is None) == (server is None):
         raise UserError("give either --model to draw from, or --server and --server_model.")
     if (server is None) != (server_model is None):
         raise UserError("--server and --server_model belong together: the URL, and the model's name there.")
-    for name, value in (("num_samples", num_samples), ("max_new_tokens", max_new_tokens), ("batch_size", batch)):
+    for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name} must be 1 or more, but is {value}.")
     return str(server_model or model)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from spl.types import UserError
 
+LEAST_TEMPERATURE = 1e-6  # logits divided by less would leave float32
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -28,8 +30,10 @@ class Decoding:
     min_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise UserError(f"temperature must be a finite number, 0 or more, but is {self.temperature}.")
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise UserError(
+                f"temperature must be 0 or a finite number from {LEAST_TEMPERATURE:g} on, but is {self.temperature}."
+            )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k must be 1 or more tokens, or null for all, but is {self.top_k}.")
         if self.top_p is not None and not 0 < self.top_p <= 1:

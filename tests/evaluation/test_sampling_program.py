@@ -169,6 +169,7 @@ def test_a_server(prompts: str, tmp_path: Path) -> None:
         ({"problems": "arithmetic"}, "--prompts and --problems are two sources"),
         ({"shard": "0/2"}, "shard must be as 3/8"),
         ({"shard": "7/8"}, "shard 7/8 is empty: there are 5 prompts"),
+        ({"concurrency": 0}, "concurrency must be 1 or more"),
         ({"num_samples": 0}, "num_samples must be 1 or more"),
         ({"top_p": 2.0}, "top_p must lie"),
         ({"global_temperature": 1.2, "top_p": 0.5}, "stands in place of top_p 0.5"),

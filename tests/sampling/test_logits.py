@@ -79,6 +79,7 @@ def test_labels() -> None:
     [
         "temperature=-1",
         "temperature=inf",
+        "temperature=1e-40",
         "temperature=nan",
         "top_k=0",
         "top_p=0",
