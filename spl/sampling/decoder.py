@@ -122,7 +122,7 @@ class PlainDecoder(Decoder):
 
     def _move(self, kept: Tensor, moved: Sequence[tuple[int, int]]) -> None:
         if moved or len(kept) != len(self.mask):
-            self.cache.batch_select_indices(kept)
+            self.cache.reorder_cache(kept)  # recurrent layers have it too; rows may become more or fewer
             self.mask = self.mask[kept]
 
     def _step(self, ids: Tensor) -> Tensor:

@@ -28,6 +28,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention sinks": ("GptOssConfig", GROUPED | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "recurrent layers": (
+        "FalconH1Config",
+        GROUPED | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8},
+    ),
+    "convolutions": ("Lfm2Config", GROUPED | {"layer_types": ["conv", "full_attention"]}),
 }
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15], [16]]
 # For each step the reply's row as a string of its tokens, so that equal beginnings are one row.
