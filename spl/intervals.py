@@ -5,7 +5,6 @@ training runs of a policy these are drawn again too, crossed with the prompts, s
 Policies that are compared see the same draws of prompts: what is hard for all of them then cancels.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -98,27 +97,3 @@ def paired_difference(a: ArrayLike, b: ArrayLike, draws: int = DRAWS, seed: int 
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     drawn = draws_of(first, draws, seed) - draws_of(second, draws, seed)
     return interval(float(np.nanmean(first) - np.nanmean(second)), drawn, int(known.sum()), level)
-
-
-def statistic_interval(
-    statistic: Callable[..., float],
-    *arrays: ArrayLike,
-    draws: int = 500,
-    seed: int = 0,
-    level: float = LEVEL,
-) -> Interval:
-    """The interval of a statistic that is no mean, such as a calibration error.
-
-    Args:
-        statistic: takes the arrays, their first axis of the prompts that were drawn, and gives a number.
-        arrays: each [prompts, ...].
-        draws: a statistic is computed for each, so fewer than of means.
-        seed: of the draws.
-        level: of the interval.
-    """
-    given = [np.asarray(array) for array in arrays]
-    num = len(given[0])
-    if not num:
-        return Interval(float("nan"), float("nan"), float("nan"), 0)
-    drawn = [statistic(*(array[index] for array in given)) for index in resamples(num, 1, draws, seed).prompts]
-    return interval(float(statistic(*given)), drawn, num, level)
