@@ -137,6 +137,11 @@ class Encoder:
             return "".join(_plain_turn(turn) for turn in turns) + "Assistant:"
         return self._apply(turns, generate=True)
 
+    def decode_reply(self, ids: Sequence[int]) -> str:
+        """The text of a reply's own tokens, without the EOS token that ended it: what `encode` would be given."""
+        text = str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        return text if self.uses_model_template else text.removeprefix(" ")  # which stands behind "Assistant:"
+
     def decode_marked(self, encoded: EncodedExample, response: int | None = 0) -> str:
         """The text the model sees, special tokens too, with «the scored span» marked; a long prompt is shortened.
 

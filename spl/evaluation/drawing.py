@@ -132,8 +132,7 @@ class ModelDrawer:
             for question, replies in zip(job.questions, drawn, strict=True):
                 records += [beginning(question)] if job.first == 0 else []
                 records += [
-                    drawn_record(question, job.first + k, reply, self.policy.tokenizer, self.encoder)
-                    for k, reply in enumerate(replies)
+                    drawn_record(question, job.first + k, reply, self.encoder) for k, reply in enumerate(replies)
                 ]
             yield job, records
 
@@ -184,17 +183,15 @@ def drawing_faults(policy: EvaluatedPolicy, size: str) -> Iterator[None]:
         raise UserError(f"{policy.name} cannot be drawn from: {error}. Try --dtype float32.") from error
 
 
-def drawn_record(question: Question, index: int, reply: Drawn, tokenizer: Any, encoder: Encoder) -> Record:
-    ids = reply.token_ids[:-1] if reply.ended else reply.token_ids
-    text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-    if not encoder.uses_model_template:
-        text = text.removeprefix(" ")  # which stands between "Assistant:" and the reply
+def drawn_record(question: Question, index: int, reply: Drawn, encoder: Encoder) -> Record:
     return {
         "kind": "sample",
         "item": question.asked.item,
         "index": index,
-        "text": text,
+        "text": encoder.decode_reply(reply.token_ids[:-1] if reply.ended else reply.token_ids),
         "num_tokens": len(reply.token_ids),
         "finish": "stop" if reply.ended else "length",
         "logp": reply.logp,
+        "entropy": reply.entropy,
+        "token_ids": reply.token_ids,
     }

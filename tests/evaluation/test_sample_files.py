@@ -38,9 +38,10 @@ def test_the_parts_of_a_policy_are_put_together(tmp_path: Path) -> None:
     samples(tmp_path / "b.jsonl", {"x": [2], "y": [0, 1]})
     samples(tmp_path / "c.jsonl", {"x": [0]}, policy="spl", train_seed=1)
     dpo, spl = read_samples([tmp_path])
-    assert (dpo.policy, dpo.num_samples, spl.policy, spl.train_seed) == ("dpo", 2, "spl", 1)
+    assert (dpo.policy, spl.policy, spl.train_seed) == ("dpo", "spl", 1)
+    assert {item: len(replies) for item, replies in dpo.replies.items()} == {"x": 3, "y": 2}
     assert [reply.text for reply in dpo.replies["x"]] == ["x 0", "x 1", "x 2"]
-    assert dpo.replies["x"][1] == ("x 1", 3, "stop", -1)
+    assert dpo.replies["x"][1] == ("x 1", 3, "stop", -1, None, None)
     assert list(dpo.prompts) == ["x", "y"]
 
 
@@ -87,6 +88,9 @@ def test_results_of_other_programs_in_a_folder_are_passed_over(tmp_path: Path) -
         ("sample", "index", "first"),
         ("sample", "num_tokens", "3"),
         ("sample", "finish", None),
+        ("sample", "entropy", "2"),
+        ("sample", "token_ids", "1 2"),
+        ("sample", "token_ids", [1, "2"]),
     ],
 )
 def test_a_record_of_another_form_is_named(tmp_path: Path, kind: str, name: str, value: Any) -> None:

@@ -51,7 +51,8 @@ def test_the_file(prompts: str, tmp_path: Path) -> None:
     assert results.header["program"] == "sample" and results.header["settings"]["temperature"] == 1.2
     assert results.header["inputs"].keys() == {prompts} and results.header["fingerprint"]
     (file,) = read_samples([tmp_path / "a.jsonl"])
-    assert (file.policy, file.setting, file.train_seed, file.num_samples) == ("dpo", "t 1.2", 4, 3)
+    assert (file.policy, file.setting, file.train_seed) == ("dpo", "t 1.2", 4)
+    assert [*map(len, file.replies.values())] == [3] * len(file.prompts)
     assert file.prompts["q1"] == [{"role": "user", "content": QUESTIONS[1]}]
     replies = [reply for drawn in file.replies.values() for reply in drawn]
     assert len(file.replies) == 5 and len(replies) == 15
@@ -101,7 +102,7 @@ def test_a_global_temperature(prompts: str, tmp_path: Path, capsys: pytest.Captu
     options: dict[str, Any] = {"global_temperature": 1.5, "num_particles": 16, "num_runs": 2}
     records = run(prompts, tmp_path / "a.jsonl", **options)
     (file,) = read_samples([tmp_path / "a.jsonl"])
-    assert file.setting == "global 1.5" and file.num_samples == 3
+    assert file.setting == "global 1.5" and {*map(len, file.replies.values())} == {3}
     values = [r["values"] for r in records if r["kind"] == "item"]
     assert len(values) == 5 and all(0.1 <= v["surviving_ancestors"] <= 1 for v in values)
     assert "log z spread" in capsys.readouterr().out

@@ -147,7 +147,7 @@ def test_other_families_and_sliding_windows(kind: str) -> None:
 
 
 def test_what_a_reply_says_of_itself_is_what_scoring_says(model: torch.nn.Module) -> None:
-    """Log-probabilities at temperature 1, EOS among them, whatever a reply was drawn from."""
+    """Log-probabilities and entropies at temperature 1, EOS among them, whatever a reply was drawn from."""
     eos = int(law_after(model, PROMPT).topk(2).indices[1])
     for decoding in (Decoding(), Decoding(1.7, top_k=40), Decoding(0)):
         drawn = draw(model, [LONGER, PROMPT], 6, eos_token_ids={eos}, max_new_tokens=9, decoding=decoding, seeds=[1, 2])
@@ -155,6 +155,7 @@ def test_what_a_reply_says_of_itself_is_what_scoring_says(model: torch.nn.Module
         scored = sequence_logps(model, reply_batch(prompts, [[r.token_ids for r in replies] for replies in drawn]))
         replies = [reply for replies in drawn for reply in replies]
         torch.testing.assert_close(torch.tensor([r.logp for r in replies]).double(), scored.logps.detach().double())
+        torch.testing.assert_close(torch.tensor([r.entropy for r in replies]).double(), scored.entropies.double())
         assert scored.num_tokens.tolist() == [len(r.token_ids) for r in replies]
         assert [r.ended for r in replies] == [r.token_ids[-1] == eos for r in replies]
 

@@ -103,6 +103,19 @@ def test_token_by_token(model: Any, next_law: Any, decoding: Decoding, change: A
     assert later == replies[3990:]
 
 
+def test_entropies_add_up_to_that_of_whole_replies(model: Any, next_law: Any) -> None:
+    """Each is a sum of conditional entropies, exactly; their mean is the entropy of the law of all replies."""
+    law = enumerated(next_law, own)
+    entropy = -sum(p * math.log(p) for p in law.values())
+    replies = draw(model, [PROMPT], 4000, seeds=[7], eos_token_ids={EOS}, max_new_tokens=MOST)[0]
+    for reply in replies[:50]:
+        beginnings = [next_law(reply.token_ids[:k]) for k in range(len(reply.token_ids))]
+        assert reply.entropy == pytest.approx(-sum(p * math.log(p) for after in beginnings for p in after), abs=1e-9)
+    found = torch.tensor([reply.entropy for reply in replies], dtype=torch.double)
+    assert abs(found.mean().item() - entropy) < 4 * found.std().item() / math.sqrt(len(found))
+    assert found.std() < torch.tensor([reply.logp for reply in replies]).std()
+
+
 @pytest.mark.parametrize("tau", [1.5, 0.6, 3.0])
 def test_of_whole_replies(model: Any, next_law: Any, tau: float) -> None:
     own_law = enumerated(next_law, own)
