@@ -101,8 +101,11 @@ def _run_program(args: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     found, name, rest = PROGRAMS[args[0]], args[0], args[1:]
     if isinstance(found, dict):
+        if rest and rest[0] in ("-h", "--help"):
+            sys.stdout.write("".join(f"spl {name} {one} --help\n" for one in found))
+            return
         if not rest or rest[0] not in found:
-            given = f"but got {rest[0]!r}" if rest and rest[0] not in ("-h", "--help") else "to follow"
+            given = f"but got {rest[0]!r}" if rest else "to follow"
             _fail(f"spl {name}: expected one of {', '.join(found)} {given}; each has its --help.", 2)
         found, name, rest = found[rest[0]], f"{name} {rest[0]}", rest[1:]
     from spl.programs import run_program

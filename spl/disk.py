@@ -52,7 +52,7 @@ def append(path: Path, text: str) -> None:
             raise
 
 
-def is_held(file: IO[Any]) -> bool:
+def is_held(file: IO[Any] | int) -> bool:
     """Whether another process holds a file; if not, this one does, for as long as it lives and keeps it open."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

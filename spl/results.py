@@ -23,6 +23,7 @@ import json
 import math
 import os
 import platform
+import weakref
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from spl.disk import append, replacing
+from spl.disk import append, is_held, replacing
 from spl.types import UserError
 
 Record = dict[str, Any]
@@ -180,20 +181,26 @@ class Appender:
     Args:
         path: of the file; it is begun if there is none.
         first: its header. A file that is there must have been begun with the same settings and inputs.
+        alone: hold the file for as long as this lives, against a second program that would write the same.
 
     Attributes:
         records: those found in the file.
 
     Raises:
-        ResultsError: the file is something else, which is left as it is, or was begun otherwise.
+        ResultsError: the file is something else, which is left as it is, or was begun otherwise, or is held.
     """
 
-    def __init__(self, path: Path, first: Record) -> None:
+    def __init__(self, path: Path, first: Record, alone: bool = True) -> None:
         self.path = path
         self.records: list[Record] = []
         if path.suffix == ".gz":
             raise ResultsError(f"{path} grows as it is written, which a gzipped file cannot: name it without .gz.")
-        content = path.read_bytes() if path.exists() else b""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        weakref.finalize(self, os.close, handle)
+        if alone and is_held(handle):
+            raise ResultsError(f"another program is writing {path}: wait for its end, or give another output.")
+        content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if whole:
             before = _parsed(path, whole)
@@ -201,7 +208,8 @@ class Appender:
             self.records = before.records
             os.truncate(path, len(whole))  # a torn last line, of a program that was killed
         elif _BEGINNING.startswith(content[: len(_BEGINNING)]):
-            write(path, first, ())
+            os.truncate(path, 0)
+            append(path, _line(first))
         else:
             raise ResultsError(f"{path} is another file: give another output.")
 

@@ -138,6 +138,11 @@ def test_everything_in_a_row(
     [
         (["--jobs", "0"], "jobs is the number of runs at a time"),
         (["--policies", "{dpo: {}, sft: {}}"], "policies have 'sft'"),
+        (["--policies", "{dpo: {}, base: {}}", "--training", "{sft_steps: 0, gem: false}"], "policies have 'base'"),
+        (
+            ["--policies", "{dpo: {}, divpo: {}}", "--divpo_samples", "4"],
+            "policies have 'divpo', the name of one that is made here",
+        ),
         (["--policies", "{spl: {}}"], "policies must have 'dpo'"),
         (["--training.sft_steps", "0"], "training.gem is SFT, but training.sft_steps is 0"),
     ],

@@ -68,6 +68,11 @@ def test_help_describes_every_argument(capsys: pytest.CaptureFixture[str]) -> No
     assert "labels to folders" in text
 
 
+def test_help_names_the_evaluations(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["evaluate", "--help"])
+    assert "spl evaluate best-of-n --help\n" in capsys.readouterr().out
+
+
 def test_an_evaluation_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     for args in (["evaluate"], ["evaluate", "everything"]):
         with pytest.raises(SystemExit) as stopped:

@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,12 @@ import pytest
 from spl.results import Appender, ResultsError, find, header, is_results, read, write
 
 SETTINGS = {"num_samples": 2, "models": {"dpo": "a"}}
+APPEND = """
+import json, sys, pathlib
+from spl.results import Appender, header
+file = Appender(pathlib.Path(sys.argv[1]), header("sample", json.loads(sys.argv[2])))
+file.add([{"kind": "note", "text": "second"}])
+"""
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -84,6 +92,22 @@ def test_a_header_that_was_torn_is_begun_anew(tmp_path: Path) -> None:
     path.write_text(json.dumps(header("sample", SETTINGS))[:20])
     assert Appender(path, header("sample", SETTINGS)).records == []
     assert read(path).header["settings"] == SETTINGS
+
+
+def test_two_programs_do_not_write_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    first = Appender(path, header("sample", SETTINGS))
+    again = [sys.executable, "-c", APPEND, str(path), json.dumps(SETTINGS)]
+    refused = subprocess.run(again, capture_output=True, text=True, check=False)
+    assert "another program is writing" in refused.stderr
+    first.add([{"kind": "note", "text": "first"}])
+    del first
+    subprocess.run(again, check=True)
+    assert [record["text"] for record in read(path).of("note")] == ["first", "second"]
+    shared = [Appender(tmp_path / "cache.jsonl", header("judge", {}), alone=False) for _ in range(2)]
+    for one in shared:
+        one.add([{"kind": "note", "text": "x"}])
+    assert len(read(tmp_path / "cache.jsonl").records) == 2
 
 
 @pytest.mark.parametrize("content", [b"[1, 2, 3]", b"my notes\nof the day", gzip.compress(b"{}\n")])

@@ -6,18 +6,17 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from spl.data.problems import read_problems
 from spl.encoder import SentenceEncoder
 from spl.evaluation.answers import LastNumber
 from spl.evaluation.approaches import approaches, by_embedding, by_judge
 from spl.evaluation.caveats import caveats, examples
-from spl.evaluation.difficulty import Protocol, difficulty_groups, level_groups, ordered
+from spl.evaluation.difficulty import Protocol, check_thresholds, difficulty_groups, level_groups, ordered
 from spl.evaluation.equality import Equality
 from spl.evaluation.grading import Graded, grade, matched
 from spl.evaluation.judge import Judge
 from spl.evaluation.listed import short_name
+from spl.evaluation.policies import device_of
 from spl.evaluation.rewards import RewardScorer
 from spl.evaluation.sample_files import SampleFile, read_samples
 from spl.evaluation.solved import Array, Bootstrap, Measured, Rewards, item_records, measured
@@ -103,6 +102,10 @@ def best_of_n(
         raise UserError(f"max_k must be at least 1, but is {max_k}.")
     if draws < 10:
         raise UserError(f"draws must be 10 or more, but is {draws}.")
+    if difficulty and protocol != "separate":
+        raise UserError(f"--protocol {protocol} makes no use of samples drawn apart: leave --difficulty out.")
+    check_thresholds(easy_samples, medium_samples)
+    where = device_of(device)
     if (judge is None) != (judge_model is None):
         raise UserError("judge and judge_model belong together: the URL of a server, and a model's name there.")
     files, apart = read_samples(samples), read_samples(difficulty or [])
@@ -122,10 +125,10 @@ def best_of_n(
     conversations = [files[0].prompts[item] for item in items]
     num = min(max_k, *(arm.num_samples for arm in arms))
     trusted = trust_remote_code if trust_remote_code == reward_model else None
-    scorer = RewardScorer.load(reward_model, device, dtype, max_length, None, trusted) if reward_model else None
+    scorer = RewardScorer.load(reward_model, str(where), dtype, max_length, None, trusted) if reward_model else None
     found = [measured(arm, num, _rewards(scorer, arm, conversations)) for arm in arms]
     if encoder:
-        clustering = by_embedding(SentenceEncoder(encoder), approach_distance, _device(device))
+        clustering = by_embedding(SentenceEncoder(encoder), approach_distance, where)
         left_out += _add(found, "approaches", *approaches(arms, conversations, clustering))
     if judge and judge_model:
         asked = Judge(ChatServer(judge, judge_model), judge_cache or output.with_suffix(".judge.jsonl"), judge_tokens)
@@ -200,12 +203,6 @@ def _rewards(scorer: RewardScorer | None, arm: Graded, conversations: Sequence[l
     if scorer is None:
         return None
     return [scorer.score(conversations, [[s.reply.text for s in replies] for replies in run]) for run in arm.solutions]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _records(

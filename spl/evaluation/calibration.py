@@ -98,7 +98,7 @@ def calibration(
     scaling = Scaling(num_bins, draws, seed, tuple(temperatures or ()), base, dpo)
     scaling.check(models)
     sources = questions or [MMLU, TRUTHFULQA]
-    apart = [] if isinstance(fit, float) else [fit]
+    apart = [fit] if isinstance(fit, str) else []
     _check(few_shot, orders, num_questions, fit, sources)
     read = {name: _read(name, num_questions, seed, skip_bad) for name in (*sources, *apart)}
     asking = Asking(few_shot, _shots(shots, seed, skip_bad) if few_shot else {}, orders, seed, max_tokens)
@@ -112,7 +112,7 @@ def calibration(
     asked = {of: collect(_answers(choices), _of(of, said)) for of, choices in read.items()}
     records: list[dict[str, Any]] = [{"kind": "note", "text": text} for text in NOTES]
     for name in sources:
-        held, kept = split(asked[name], fit, seed, name) if isinstance(fit, float) else (asked[fit], asked[name])
+        held, kept = (asked[fit], asked[name]) if isinstance(fit, str) else split(asked[name], fit, seed, name)
         records += records_of(short_name(name), held, kept, scaling)
     files = [Path(name) for name in read if Path(name).is_file()]
     write(output, header("calibration", settings, files, seed, fingerprints=fingerprints), records)
@@ -124,7 +124,7 @@ def _check(few_shot: int, orders: int, num_questions: int, fit: float | str, sou
     for name, value, least in (("few_shot", few_shot, 0), ("orders", orders, 1), ("num_questions", num_questions, 4)):
         if value < least:
             raise UserError(f"{name} must be {least} or more, but is {value}.")
-    if isinstance(fit, float) and not 0 < fit < 1:
+    if not isinstance(fit, str) and not 0 < fit < 1:
         raise UserError(f"fit must be a share between 0 and 1, or a source of other questions, but is {fit:g}.")
     if twice := [name for name, count in Counter(map(short_name, sources)).items() if count > 1]:
         raise UserError(

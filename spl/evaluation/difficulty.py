@@ -23,6 +23,14 @@ def samples_to_solve(num: int, correct: int) -> float:
     return (num + 1) / (correct + 1)
 
 
+def check_thresholds(easy: int, medium: int) -> None:
+    """Refuse those that do not rise."""
+    if not 1 <= easy < medium:
+        raise UserError(
+            f"medium_samples must be above easy_samples, which is 1 or more, but they are {medium} and {easy}."
+        )
+
+
 def difficulty_groups(graded: Mapping[str, Sequence[bool]], easy: int, medium: int) -> dict[str, str]:
     """Item to "easy", "medium" or "hard".
 
@@ -32,10 +40,8 @@ def difficulty_groups(graded: Mapping[str, Sequence[bool]], easy: int, medium: i
         medium: most samples to solve of a medium one.
 
     Raises:
-        UserError: the thresholds do not rise, or there are too few replies to tell that a problem is hard.
+        UserError: there are too few replies to tell that a problem is hard.
     """
-    if not 1 <= easy < medium:
-        raise UserError(f"medium_samples must be above easy_samples, but they are {medium} and {easy}.")
     fewest = min(len(correct) for correct in graded.values())
     if fewest < medium:
         raise UserError(

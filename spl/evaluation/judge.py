@@ -57,7 +57,7 @@ class Judge:
     def __init__(self, server: ChatServer, cache: Path, max_tokens: int = 1024) -> None:
         self.server = server
         self.max_tokens = max_tokens
-        self._file = Appender(cache, header("judge", {}))
+        self._file = Appender(cache, header("judge", {}), alone=False)
         self._known: dict[str, str] = {record["key"]: record["text"] for record in self._file.records}
 
     def ask(self, questions: Sequence[Question]) -> list[Verdict | None]:

@@ -100,7 +100,7 @@ def reward_measures(rewards: Sequence[float]) -> dict[str, float]:
 
 def utility_of(reward: float) -> float:
     """A reward as a utility in (0, 1): the probability under Bradley-Terry that the reply beats one of reward 0."""
-    return 1 / (1 + math.exp(-reward)) if reward > -700 else 0.0
+    return 0.0 if reward <= -700 else 1 / (1 + math.exp(-reward))  # nan of nan
 
 
 def cross_entropy_measures(

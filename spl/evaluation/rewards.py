@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from spl.data.tokenization import Encoder
+from spl.evaluation.policies import device_of
 from spl.models import fingerprint
 from spl.reward_models import load_reward_model
 from spl.types import Message, PreferenceExample, UserError
@@ -41,11 +42,14 @@ class RewardScorer:
         revision: str | None = None,
         trust_remote_code: str | None = None,
     ) -> "RewardScorer":
-        """By the name of a folder or on the Hub; see `spl.reward_models.load_reward_model`."""
+        """By the name of a folder or on the Hub; see `spl.reward_models.load_reward_model`.
+
+        Raises:
+            UserError: there is no such model or device.
+        """
+        where = device_of(device)
         model, tokenizer = load_reward_model(name, getattr(torch, dtype), revision, trust_remote_code)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), tokenizer, max_length)
+        return cls(model.to(where), tokenizer, max_length)
 
     def score(self, conversations: Sequence[Sequence[Message]], replies: Sequence[Sequence[str]]) -> list[list[float]]:
         """The reward of each reply to each conversation; equal replies are read once.

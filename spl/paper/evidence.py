@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from spl.evaluation.sample_files import read_samples
-from spl.paper.policies import DPO, START, Arm
+from spl.paper.policies import DPO, Arm
 from spl.paper.settings import Measuring
 from spl.paper.steps import Steps
 from spl.runs import Run, arguments, file_name
@@ -22,7 +22,7 @@ class Evidence:
 
     Args:
         steps: run the commands.
-        arms: the policies.
+        arms: the policies, first the one that the others start from.
         reward_model: folder of one.
         plan: how much is sampled and asked.
     """
@@ -30,7 +30,7 @@ class Evidence:
     def __init__(self, steps: Steps, arms: Sequence[Arm], reward_model: str, plan: Measuring) -> None:
         self.steps = steps
         self.arms = arms
-        self.start = next(arm for arm in arms if arm.policy == START)
+        self.start = arms[0]
         self.reward_model = reward_model
         self.plan = plan
 
@@ -93,7 +93,7 @@ class Evidence:
         plan, models = self.plan, dict[str, list[str]]()
         for arm in self.arms:
             models.setdefault(arm.policy, []).append(arm.model)
-        shown = {"models": models, "base": START}
+        shown = {"models": models, "base": self.start.policy}
         sources = ["--questions", self.steps.source("mmlu"), self.steps.source("truthfulqa")]
         self.evaluate("calibration", "calibration", *sources, **shown, dpo=DPO, num_questions=plan.num_questions)
         self.evaluate("opinions survey", "opinions", **shown, source="survey", presentation="unlisted")

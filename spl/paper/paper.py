@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from spl.paper.evidence import Evidence
-from spl.paper.policies import DPO, START, Trainer, prepare
+from spl.paper.policies import DPO, Trainer, prepare, start_label
 from spl.paper.settings import Measuring, Sizes, Training
 from spl.paper.steps import Steps
 from spl.types import UserError
 
 log = logging.getLogger(__name__)
 
+DIVPO, GEM = "divpo", "gem dpo"
+"""Labels of policies that are made on the way, where settings ask for them."""
 GEM_TEMPERATURE = 0.7  # of arXiv 2408.16673
 SIZES, TRAINING, MEASURING = Sizes(), Training(), Measuring()
 
@@ -53,8 +55,11 @@ def paper(
     """
     if DPO not in policies:
         raise UserError(f"policies must have {DPO!r}, which the others are compared with, but are {list(policies)}.")
-    if START in policies:
-        raise UserError(f"policies have {START!r}, the name of the policy that all others start from: rename it.")
+    if (start := start_label(training)) in policies:
+        raise UserError(f"policies have {start!r}, the name of the policy that all others start from: rename it.")
+    for name, made in ((DIVPO, divpo_samples), (GEM, training.gem)):
+        if made and name in policies:
+            raise UserError(f"policies have {name!r}, the name of one that is made here: rename it, or leave that out.")
     if training.gem and not training.sft_steps:
         raise UserError("training.gem is SFT, but training.sft_steps is 0: give steps, or set training.gem to false.")
     began = time.perf_counter()
@@ -64,10 +69,10 @@ def paper(
     trainer.start()
     reward_model = trainer.reward_model()
     if divpo_samples:
-        policies = policies | {"divpo": trainer.divpo(reward_model, divpo_samples, measuring)}
+        policies = policies | {DIVPO: trainer.divpo(reward_model, divpo_samples, measuring)}
     if training.gem:
         gem = trainer.sft("gem", **{"model.gem_temperature": GEM_TEMPERATURE})
-        policies = policies | {"gem dpo": {"model.alpha": None, "model.model": gem}}
+        policies = policies | {GEM: {"model.alpha": None, "model.model": gem}}
     evidence = Evidence(steps, trainer.policies(policies), reward_model, measuring)
     evidence.chat()
     evidence.problems()

@@ -19,8 +19,13 @@ from spl.sweep import Select
 
 log = logging.getLogger(__name__)
 
-START, DPO = "sft", "dpo"
-"""Labels of the policy that all others start from, and of the one that is decoded in several ways."""
+DPO = "dpo"
+"""Label of the policy that is decoded in several ways."""
+
+
+def start_label(plan: Training) -> str:
+    """Label of the policy that all others start from."""
+    return "sft" if plan.sft_steps else "base"
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class Trainer:
         self.steps.run(self.steps.step(name, args, folder / "summary.json"))
         return str(folder / "export")
 
-    def sft(self, name: str = START, **more: Any) -> str:
+    def sft(self, name: str = "sft", **more: Any) -> str:
         """SFT on the preferred responses."""
         return self.fit(name, "sft", ("train_chosen", "dev_chosen"), self.plan.sft_steps, self.plan.sft_lr, **more)
 
@@ -116,7 +121,11 @@ class Trainer:
     def divpo(self, reward_model: str, num: int, measuring: Measuring) -> dict[str, Any]:
         """Pairs by DivPO from samples of the start; the settings of the policy that is trained on them."""
         samples, pairs = (self.steps.output / "divpo" / f"{name}.jsonl" for name in ("samples", "pairs"))
-        settings: dict[str, Any] = {"model": self.begun, "prompts": self.steps.part("train_prompts"), "policy": START}
+        settings: dict[str, Any] = {
+            "model": self.begun,
+            "prompts": self.steps.part("train_prompts"),
+            "policy": start_label(self.plan),
+        }
         settings |= {"num_samples": num, "max_new_tokens": measuring.max_new_tokens, "device": measuring.device}
         drawn = ["sample", *arguments(settings), "--output", str(samples)]
         given = {"reward_model": reward_model, "device": measuring.device, "output": str(pairs)}
@@ -153,7 +162,7 @@ class Trainer:
         if not any(arm.policy == DPO for arm in arms):
             log.error("No run of %s has finished, so there is nothing to compare the others with.", DPO)
             raise SystemExit(1)
-        return [Arm(START, None, self.begun), *arms]
+        return [Arm(start_label(self.plan), None, self.begun), *arms]
 
 
 def _finished(sweep: Path) -> Iterator[Arm]:

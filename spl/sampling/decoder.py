@@ -8,7 +8,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,7 +21,6 @@ from spl.sampling.shared_prompts import Replies, attention
 log = logging.getLogger(__name__)
 
 _ALLOWED_GAP = {torch.float64: 1e-3, torch.float32: 1e-3}  # nats; weights in half precision round more
-_fits: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
 class Decoder(ABC):
@@ -118,6 +117,7 @@ class PlainDecoder(Decoder):
         name = "cache" if "cache" in signature(base.forward).parameters else "past_key_values"
         self.cache: Any = DynamicCache(config=base.config)
         self.options |= {name: self.cache, "use_cache": True}
+        self.padded = len({*map(len, prompts)}) > 1
         self.logits = self._run(self.ids, (self.mask.long().cumsum(-1) - 1).clamp(min=0))
 
     def _move(self, kept: Tensor, moved: Sequence[tuple[int, int]]) -> None:
@@ -130,7 +130,9 @@ class PlainDecoder(Decoder):
         return self._run(ids[:, None], self.lengths[:, None])
 
     def _run(self, ids: Tensor, positions: Tensor) -> Tensor:
-        output = self.model(input_ids=ids, attention_mask=self.mask.long(), position_ids=positions, **self.options)
+        # Without padding no mask: some recurrent layers take one of the whole text for that of the one token that runs.
+        mask = self.mask.long() if self.padded else None
+        output = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, **self.options)
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
 
@@ -157,43 +159,100 @@ class SharedDecoder(Decoder):
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
 
+class WholeDecoder(Decoder):
+    """Without a cache, every row's whole text at each step: for models whose state cannot follow rows that part.
+
+    Args:
+        prompts: of one length.
+    """
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
+        super().__init__(model, prompts)
+        self.options["use_cache"] = False
+        self.logits = self._run()
+
+    def _move(self, kept: Tensor, moved: Sequence[tuple[int, int]]) -> None:
+        self.ids = self.ids[kept]
+
+    def _step(self, ids: Tensor) -> Tensor:
+        self.ids = torch.cat([self.ids, ids[:, None]], 1)
+        return self._run()
+
+    def _run(self) -> Tensor:
+        return self.model(input_ids=self.ids, **self.options).logits[:, -1]  # type: ignore[no-any-return]
+
+
 def decoder(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Decoder:
-    """The fastest decoder that suits a model, found by trying on its first prompts.
+    """The fastest decoder that suits a model, found by trying on its first prompt.
 
     Args:
         model: a transformers causal language model in evaluation mode, or a PEFT model around one.
-        prompts: token ids, at least one each.
+        prompts: token ids, at least one each; of one length where the model does not take padding.
+    """
+    return _way(model, prompts).decoder(model, prompts)
+
+
+def takes_padding(model: nn.Module, prompts: Sequence[Sequence[int]]) -> bool:
+    """Whether prompts of different lengths may be in one batch: some recurrent layers read the padding too."""
+    return _way(model, prompts).padded
+
+
+class _Way(NamedTuple):
+    """A way of decoding."""
+
+    name: str
+    decoder: type[Decoder]
+    padded: bool  # prompts of different lengths in one batch
+
+
+_WAYS = (
+    _Way("a cache that prompts share", SharedDecoder, True),
+    _Way("transformers' own cache", PlainDecoder, True),
+    _Way("transformers' own cache, prompt by prompt", PlainDecoder, False),
+    _Way("no cache, prompt by prompt", WholeDecoder, False),
+)
+_ways: WeakKeyDictionary[nn.Module, _Way] = WeakKeyDictionary()
+
+
+def _way(model: nn.Module, prompts: Sequence[Sequence[int]]) -> _Way:
+    """The first that gives the laws of the last, at the ends of two texts and along two replies to each.
+
+    The texts are of one prompt, so that every process that holds a part of the model tries the same.
     """
     base = _base_of(model)
-    if base not in _fits:
-        _fits[base] = _agrees(model, [list(prompt[:64]) for prompt in prompts[:2]])
-    return (SharedDecoder if _fits[base] else PlainDecoder)(model, prompts)
+    if base not in _ways:
+        long = (list(prompts[0]) * 8)[:64]
+        texts = [long[: len(long) // 2], long]
+        exact = _laws(model, _WAYS[-1], texts)
+        _ways[base] = next(way for way in _WAYS if way is _WAYS[-1] or _agrees(model, way, texts, exact))
+    return _ways[base]
 
 
-def _agrees(model: nn.Module, prompts: Sequence[Sequence[int]]) -> bool:
-    """Whether both decoders give the same laws at the prompts' ends and after a token, where a row parts."""
+def _agrees(model: nn.Module, way: _Way, texts: Sequence[Sequence[int]], exact: Tensor) -> bool:
     try:
-        fast, plain = SharedDecoder(model, prompts), PlainDecoder(model, prompts)
-        gap = _gap(fast, plain)
-        likely = plain.logits.topk(2).indices
-        rows = torch.arange(len(prompts), device=plain.device).repeat_interleave(2)
-        for one in (fast, plain):
-            one.advance(rows, likely.flatten())
-        gap = max(gap, _gap(fast, plain))
+        gap = (_laws(model, way, texts) - exact).abs().max().item()
     except Exception as error:  # an architecture may refuse in any way it likes
-        log.info("Sampled with transformers' own cache: %s: %s.", type(error).__name__, error)
+        log.info("Not sampled with %s: %s: %s.", way.name, type(error).__name__, error)
         return False
-    if gap > _ALLOWED_GAP.get(next(model.parameters()).dtype, 0.25):
-        log.info("Sampled with transformers' own cache, from which a shared one differs by %.2g nats.", gap)
-        return False
-    return True
+    if agrees := gap <= _ALLOWED_GAP.get(next(model.parameters()).dtype, 0.25):
+        return agrees
+    log.info("Not sampled with %s, whose laws are off by %.2g nats.", way.name, gap)
+    return False
 
 
-def _gap(one: Decoder, other: Decoder) -> float:
-    """Largest difference of log-probabilities that matter, in nats; infinite where they are no numbers."""
-    laws = [decoder.logits.double().log_softmax(-1).clamp(min=-20) for decoder in (one, other)]
-    gap = (laws[0] - laws[1]).abs().max().item()
-    return gap if gap == gap else float("inf")
+def _laws(model: nn.Module, way: _Way, texts: Sequence[Sequence[int]], steps: int = 4) -> Tensor:
+    """Log-probabilities that matter, step by step, of two replies to each text [texts, steps + 1, 2, V]."""
+    if not way.padded and len(texts) > 1:
+        return torch.cat([_laws(model, way, [text], steps) for text in texts])
+    one = way.decoder(model, texts)
+    rows = torch.arange(len(texts), device=one.device).repeat_interleave(2)
+    found = [one.logits[rows]]
+    for step in range(steps):
+        tokens = [(text[step] + second) % one.logits.shape[-1] for text in texts for second in (0, 1)]
+        rows = one.advance(rows, torch.tensor(tokens, device=one.device))
+        found.append(one.logits[rows])
+    laws = torch.stack(found).cpu().double().log_softmax(-1).clamp(min=-20)
+    return laws.view(steps + 1, len(texts), 2, -1).transpose(0, 1)
 
 
 def _base_of(model: nn.Module) -> Any:

@@ -5,12 +5,12 @@ one process or several draw the same replies, and two models asked with one seed
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from spl.sampling.decoder import decoder
+from spl.sampling.decoder import decoder, takes_padding
 from spl.sampling.logits import Decoding
 
 _BLOCK = 256  # tokens of the vocabulary that are looked at one by one, once a block is chosen
@@ -78,6 +78,11 @@ def draw(
         first: number of the first reply, where others have been drawn before.
     """
     seeds = range(len(prompts)) if seeds is None else seeds
+    if len(prompts) > 1 and not takes_padding(model, prompts):
+        options: dict[str, Any] = {"eos_token_ids": eos_token_ids, "max_new_tokens": max_new_tokens}
+        options |= {"decoding": decoding, "first": first}
+        each = zip(prompts, seeds, strict=True)
+        return [draw(model, [prompt], num_samples, seeds=[seed], **options)[0] for prompt, seed in each]
     batch = decoder(model, prompts)
     numbers = range(first, first + num_samples)
     uniform = torch.cat([_uniform(seed, numbers, max_new_tokens) for seed in seeds])

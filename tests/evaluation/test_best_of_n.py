@@ -211,6 +211,12 @@ def test_mistakes_end_in_a_sentence(tmp_path: Path, drawn: dict[str, str]) -> No
         best_of_n([drawn["dpo"]], problems, output, max_k=0)
     with pytest.raises(UserError, match="draws must be 10 or more"):
         best_of_n([drawn["dpo"]], problems, output, draws=0)
+    with pytest.raises(UserError, match="protocol level makes no use of samples drawn apart"):
+        best_of_n([drawn["dpo"]], problems, output, difficulty=[drawn["base"]], protocol="level")
+    with pytest.raises(UserError, match="medium_samples must be above easy_samples"):
+        best_of_n(["none.jsonl"], problems, output, easy_samples=4, medium_samples=4)  # before anything is read
+    with pytest.raises(UserError, match="device must be"):
+        best_of_n(["none.jsonl"], problems, output, device="cuad")
     assert not output.exists()
 
 

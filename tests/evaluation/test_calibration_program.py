@@ -112,6 +112,7 @@ def test_the_command_writes_what_a_report_reads(tmp_path: Path, capsys: pytest.C
         ({"models": {}}, "models is empty"),
         ({"base": "nobody"}, "base must be the label of a model, a, but is 'nobody'"),
         ({"fit": 1.5}, "fit must be a share between 0 and 1"),
+        ({"fit": 1}, "fit must be a share between 0 and 1"),
         ({"fit": "SUMS"}, "fit must be other questions than are measured"),
         ({"questions": ["a/val.jsonl", "b/val.jsonl.gz"]}, "names more than one source 'val'"),
         ({"orders": 0}, "orders must be 1 or more"),

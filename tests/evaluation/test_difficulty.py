@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spl.data.problems import Problem
-from spl.evaluation.difficulty import difficulty_groups, level_groups, ordered, samples_to_solve
+from spl.evaluation.difficulty import check_thresholds, difficulty_groups, level_groups, ordered, samples_to_solve
 from spl.metrics.pass_at_k import pass_at_k
 from spl.types import UserError
 
@@ -32,7 +32,7 @@ def test_what_cannot_be_told_is_refused() -> None:
         difficulty_groups({"a": [False] * 16}, 4, 64)
     assert difficulty_groups({"a": [False] * 16}, 2, 8) == {"a": "hard"}
     with pytest.raises(UserError, match="must be above"):
-        difficulty_groups({"a": [False] * 16}, 8, 8)
+        check_thresholds(8, 8)
 
 
 def test_levels_of_the_source() -> None:

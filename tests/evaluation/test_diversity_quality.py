@@ -20,6 +20,7 @@ from spl.cli import main
 from spl.evaluation import diversity_quality as program
 from spl.evaluation.baselines import read_baseline
 from spl.evaluation.diversity_quality import diversity_quality
+from spl.evaluation.measures import utility_of
 from spl.evaluation.measuring import measure
 from spl.evaluation.policies import EvaluatedPolicy
 from spl.evaluation.rewards import RewardScorer
@@ -79,6 +80,13 @@ def test_measures_of_the_texts(tmp_path: Path) -> None:
     assert [estimate[key] for key in ("value", "low", "high", "num")] == list(expected)
     [example] = [r for r in found.of("example") if (r["setting"], r["item"]) == ("t 1.5", "b")]
     assert (example["prompt"], example["texts"]) == ("Say b", DULL["b"][:4])
+
+
+def test_a_utility_is_a_probability_and_of_no_number_none() -> None:
+    assert utility_of(0.0) == 0.5
+    assert utility_of(1.5) == pytest.approx(torch.sigmoid(torch.tensor(1.5)).item())
+    assert utility_of(-1e6) == 0.0
+    assert math.isnan(utility_of(math.nan))
 
 
 def test_training_seeds_and_prompts_are_drawn_again(tmp_path: Path) -> None:

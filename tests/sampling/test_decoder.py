@@ -8,7 +8,7 @@ import transformers
 
 from spl.models import load_policy
 from spl.sampling import decoder as decoders
-from spl.sampling.decoder import PlainDecoder, SharedDecoder, decoder
+from spl.sampling.decoder import PlainDecoder, SharedDecoder, WholeDecoder, decoder, takes_padding
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = SIZES | {"num_key_value_heads": 2}
@@ -84,6 +84,31 @@ def test_a_model_that_attends_otherwise_is_found_out(name: str) -> None:
     one = decoder(model, PROMPTS)
     assert isinstance(one, PlainDecoder)
     check(model, one)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        ("MambaConfig", {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2}, PlainDecoder),
+        (
+            "RecurrentGemmaConfig",
+            SIZES | {"lru_width": 16, "attention_window_size": 6, "num_hidden_layers": 3},
+            WholeDecoder,  # its state is in its layers, where rows cannot be put in another order
+        ),
+    ],
+)
+def test_models_that_read_padding_take_a_prompt_at_a_time(kind: str, settings: Any, expected: type) -> None:
+    model = build(kind, settings)
+    assert not takes_padding(model, PROMPTS)
+    one = decoder(model, PROMPTS[:1])
+    assert type(one) is expected
+    texts, rows = [list(PROMPTS[0]) for _ in range(2)], torch.tensor([0, 0])
+    for tokens in ([20, 21], [22, 22], [23, 24], [25, 26], [27, 27]):
+        rows = one.advance(rows, torch.tensor(tokens))
+        texts = [[*text, token] for text, token in zip(texts, tokens, strict=True)]
+        exact = torch.stack([model(input_ids=torch.tensor([text])).logits[0, -1] for text in texts])
+        torch.testing.assert_close(one.logits[rows], exact, atol=2e-4, rtol=1e-4)
 
 
 def test_the_models_own_attention_comes_back() -> None:

@@ -124,8 +124,8 @@ def test_any_of_several_tokens_ends_a_reply(model: torch.nn.Module) -> None:
     assert not any(token in ends for reply in replies for token in reply[:-1])
 
 
-@pytest.mark.parametrize("kind", ["MistralConfig", "Gemma2Config", "GPT2Config"])
-def test_other_families_and_sliding_windows(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["MistralConfig", "Gemma2Config", "GPT2Config", "MambaConfig", "RecurrentGemmaConfig"])
+def test_other_families_sliding_windows_and_recurrent_layers(kind: str) -> None:
     import transformers
 
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -133,6 +133,9 @@ def test_other_families_and_sliding_windows(kind: str) -> None:
         "MistralConfig": sizes | {"num_key_value_heads": 1, "sliding_window": 6},
         "Gemma2Config": sizes | {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 6},
         "GPT2Config": {"n_embd": 16, "n_layer": 2, "n_head": 2},
+        # Two whose recurrent layers read padding.
+        "MambaConfig": {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2},
+        "RecurrentGemmaConfig": sizes | {"lru_width": 16, "attention_window_size": 6, "num_hidden_layers": 3},
     }[kind]
     torch.manual_seed(1)
     config = getattr(transformers, kind)(vocab_size=40, bos_token_id=1, eos_token_id=2, pad_token_id=0, **settings)
