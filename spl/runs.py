@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
@@ -26,6 +26,7 @@ from spl.types import UserError
 log = logging.getLogger(__name__)
 
 FINISHED = "# finished\n"
+_READ = (".yaml", ".yml", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz")
 _TEMPORARY = 75  # EX_TEMPFAIL of sysexits.h: the same again may succeed
 
 
@@ -42,6 +43,13 @@ def arguments(settings: Mapping[str, Any]) -> list[str]:
 def file_name(*parts: str) -> str:
     """Labels as one name of a file, without the characters that shells and file systems care about."""
     return "_".join("".join(c if c.isalnum() or c in ".=+-" else "-" for c in part) for part in parts if part)
+
+
+@cache
+def _digest(path: Path, changed: int) -> str:
+    """SHA-256 of a file as it is since it changed last."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,10 @@ class Run:
 
     @property
     def first_line(self) -> str:
-        """The command and a digest of the configs that it names, whose content is part of it."""
-        configs = [Path(value) for _, value in pairwise(self.args) if value.endswith((".yaml", ".yml"))]
-        content = b"".join(path.read_bytes() for path in configs if path.is_file())
-        return f"$ {self.command}  # configs {hashlib.sha256(content).hexdigest()[:12]}\n"
+        """The command and a digest of the configs and data files that it names, whose content is part of it."""
+        named = [Path(value) for value in self.args if value.endswith(_READ) and Path(value) != self.result]
+        digests = [_digest(path, path.stat().st_mtime_ns) for path in named if path.is_file()]
+        return f"$ {self.command}  # files {hashlib.sha256(''.join(digests).encode()).hexdigest()[:12]}\n"
 
     def is_finished(self) -> bool:
         """Whether its result is there.
@@ -84,8 +92,8 @@ class Run:
         said = self.log.read_text(encoding="utf-8", errors="replace")
         if not said.startswith(self.first_line):
             raise UserError(
-                f"{self.result} was made by another command or other configs ({self.log} begins with it): give another "
-                "output folder, or remove that one."
+                f"{self.result} was made by another command, other configs or other data, as {self.log} begins: give "
+                "another output folder, or remove that one."
             )
         return said.endswith(FINISHED)
 

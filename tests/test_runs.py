@@ -17,7 +17,7 @@ def test_one_that_fails_says_why_and_stops_no_other(tmp_path: Path) -> None:
     assert [outcome.state for outcome in outcomes] == ["failed", "finished"]
     assert outcomes[0].said.startswith("spl evaluate: expected one of diversity-quality")
     said = (tmp_path / "--version.txt").read_text()
-    assert said.startswith("$ spl --version  # configs ") and "\nspl " in said and said.endswith(FINISHED)
+    assert said.startswith("$ spl --version  # files ") and "\nspl " in said and said.endswith(FINISHED)
 
 
 def test_what_has_finished_is_skipped_unless_it_is_to_run_always(tmp_path: Path) -> None:
@@ -34,17 +34,20 @@ def test_a_result_of_another_command_is_refused_before_anything_runs(tmp_path: P
     (tmp_path / "result").touch()
     execute([run(tmp_path, "--version")])
     other = Run("--version", ("--help",), tmp_path / "--version.txt", tmp_path / "result")
-    with pytest.raises(UserError, match="was made by another command or other configs"):
+    with pytest.raises(UserError, match="was made by another command, other configs or other data"):
         execute([run(tmp_path, "--help", result="new"), other])
     assert not (tmp_path / "--help.txt").exists()
 
 
-def test_a_config_s_content_is_part_of_the_command(tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text("a: 1")
-    command = run(tmp_path, "fit", "--config", str(config))
+@pytest.mark.parametrize("name", ["config.yaml", "rows.jsonl.gz"])
+def test_a_files_content_is_part_of_the_command_and_a_results_is_not(tmp_path: Path, name: str) -> None:
+    given, result = tmp_path / name, tmp_path / "result.jsonl"
+    given.write_text("a: 1")
+    command = Run("fit", ("fit", "--config", str(given), "--output", str(result)), tmp_path / "log.txt", result)
     before = command.first_line
-    config.write_text("a: 2")
+    result.write_text("made")
+    assert command.first_line == before
+    given.write_text("a: 2")
     assert command.first_line != before and command.first_line.split("#")[0] == before.split("#")[0]
 
 

@@ -143,7 +143,7 @@ def test_a_result_of_another_command_is_not_taken(tmp_path: Path, capsys: pytest
     (command,) = commands(capsys, [str(config)], str(output))
     finish(command, {})
     sweep([str(config)], str(output))
-    with pytest.raises(UserError, match=r"summary\.json was made by another command or other configs"):
+    with pytest.raises(UserError, match=r"summary\.json was made by another command, other configs or other data"):
         sweep([str(config)], str(output), settings={"trainer.max_steps": 9})
     config.write_text("model:\n  lr: 2.0\n")
     with pytest.raises(UserError, match="other configs"):

@@ -9,7 +9,7 @@ from spl.reporting.dots import dots_figure, groups_figure
 from spl.reporting.evidence import Estimates, Evidence
 from spl.reporting.fronts import front_figure
 from spl.reporting.lines import curve_figure, training_figure
-from spl.reporting.measures import BESIDE, CALIBRATION, DIVERSITY, OPINIONS, QUALITY, SAME, at_most_samples
+from spl.reporting.measures import BESIDE, CALIBRATION, DIVERSITY, OPINIONS, QUALITY, SAME, at_most_samples, measure
 from spl.reporting.opinions import shares_figure, whole_groups
 from spl.reporting.reliability import reliability_figures
 from spl.results import Record
@@ -106,7 +106,7 @@ def _best_of_n(evidence: Evidence, colours: Colours) -> Section:
         curves.setdefault(record["name"], []).append(record)
     caption = "Bands are 95 % intervals over problems (and training seeds)."
     figures = [
-        curve_figure(records, colours, f"best_of_n_{slug(name)}", name, caption, log=True)
+        curve_figure(records, colours, f"best_of_n_{slug(name)}", measure(name).title, caption, log=True)
         for name, records in curves.items()
     ]
     at_n = at_most_samples(name for name, _ in found if name.endswith("_difference") or "@" not in name)
