@@ -3,8 +3,8 @@
 Programs outside of training know each other by these files alone. A record is a plain dict with a `kind`:
 
 - `prompt`: item, messages. An item is the id of a prompt, a problem or a question.
-- `sample`: item, index, text, num_tokens, finish ("stop" or "length"), logp (nats, under the policy's own law at
-  temperature 1; null where unknown).
+- `sample`: item, index, text, num_tokens, finish ("stop" or "length"), token_ids, and of the policy's own law at
+  temperature 1 along them logp and entropy (the next-token entropies added up), nats; null where unknown.
 - `item`: policy, setting, train_seed, item, group, values {name: number}. One an item: what intervals resample.
   A group may be a part of another: "gsm8k, hard" of "gsm8k".
 - `estimate`: policy, setting, name, group, value, low, high, num. Over items and training seeds, a 95 % interval.

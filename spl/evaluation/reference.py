@@ -79,7 +79,8 @@ def _drawn(
     if not reply.token_ids or len(prompt) + len(reply.token_ids) > encoder.max_length:
         return None
     ids, ended = tuple(reply.token_ids), reply.finish != "length"
-    if not all(0 <= token < len(encoder.tokenizer) for token in ids) or ended != (ids[-1] in reference.eos_token_ids):
+    is_known = 0 <= min(ids) and max(ids) < len(encoder.tokenizer)
+    if not is_known or ended != (ids[-1] in reference.eos_token_ids):
         return None
     if encoder.decode_reply(ids[:-1] if ended else ids) != reply.text:
         return None
