@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from spl.disk import append, is_held, replacing
 from spl.types import UserError
@@ -176,12 +176,12 @@ def is_results(path: Path) -> bool:
 
 
 class Appender:
-    """A file that grows while a program runs, and is gone on with after the program was killed.
+    """A file that grows while a program runs, and is gone on with after the program was killed; a context manager.
 
     Args:
         path: of the file; it is begun if there is none.
         first: its header. A file that is there must have been begun with the same settings and inputs.
-        alone: hold the file for as long as this lives, against a second program that would write the same.
+        alone: hold the file until it is closed, against a second program that would write the same.
 
     Attributes:
         records: those found in the file.
@@ -197,21 +197,34 @@ class Appender:
             raise ResultsError(f"{path} grows as it is written, which a gzipped file cannot: name it without .gz.")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        weakref.finalize(self, os.close, handle)
-        if alone and is_held(handle):
-            raise ResultsError(f"another program is writing {path}: wait for its end, or give another output.")
-        content = path.read_bytes()
+        self.close = weakref.finalize(self, os.close, handle)
+        try:
+            if alone and is_held(handle):
+                raise ResultsError(f"another program is writing {path}: wait for its end, or give another output.")
+            self._begin(first)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, first: Record) -> None:
+        content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if whole:
-            before = _parsed(path, whole)
-            _compare(path, before.header, first)
+            before = _parsed(self.path, whole)
+            _compare(self.path, before.header, first)
             self.records = before.records
-            os.truncate(path, len(whole))  # a torn last line, of a program that was killed
+            os.truncate(self.path, len(whole))  # a torn last line, of a program that was killed
         elif _BEGINNING.startswith(content[: len(_BEGINNING)]):
-            os.truncate(path, 0)
-            append(path, _line(first))
+            os.truncate(self.path, 0)
+            append(self.path, _line(first))
         else:
-            raise ResultsError(f"{path} is another file: give another output.")
+            raise ResultsError(f"{self.path} is another file: give another output.")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def add(self, records: Iterable[Record]) -> None:
         """Write records to the end, all in one go."""

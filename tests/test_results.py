@@ -101,7 +101,7 @@ def test_two_programs_do_not_write_to_one_file(tmp_path: Path) -> None:
     refused = subprocess.run(again, capture_output=True, text=True, check=False)
     assert "another program is writing" in refused.stderr
     first.add([{"kind": "note", "text": "first"}])
-    del first
+    first.close()
     subprocess.run(again, check=True)
     assert [record["text"] for record in read(path).of("note")] == ["first", "second"]
     shared = [Appender(tmp_path / "cache.jsonl", header("judge", {}), alone=False) for _ in range(2)]

@@ -143,9 +143,9 @@ def diversity_quality(
         num_samples=num,
         fingerprints=tools.fingerprints,
     )
-    part = Appender(output.with_name(f".{output.stem}.part"), first)
     drawn = [Replies(file, items, num) for file in files]
-    measured = [one for replies in drawn for one in _measured(replies, tools, rules, part)]
+    with Appender(output.with_name(f".{output.stem}.part"), first) as part:
+        measured = [one for replies in drawn for one in _measured(replies, tools, rules, part)]
     found = Measured(measured, items)
     records = found.estimates(draws, seed)
     records += front_records(found.matrices, families_of(found.arms, families), DIVERSITY, QUALITY, draws, seed)

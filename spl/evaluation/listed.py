@@ -1,8 +1,8 @@
 """Log-probabilities of listed answers: all answers of a question in one trie, several questions in a batch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -43,15 +43,43 @@ def listed_logps(
         label: what to call the policy while it works.
     """
     found: list[Tensor] = []
-    batches = list(_batches(examples, max_tokens))
+    groups = list(batches(examples, max_tokens))
     console = Console(stderr=True)
-    for group in track(batches, f"asking {label}", console=console, transient=True, disable=not console.is_terminal):
+    for group in track(groups, f"asking {label}", console=console, transient=True, disable=not console.is_terminal):
         logps = policy.score(collate(group)).logps.double().cpu()
         found += torch.split(logps, [len(example.sequences) for example in group])
     return found
 
 
-def _batches(examples: Sequence[EncodedExample], max_tokens: int) -> Iterator[list[EncodedExample]]:
+class Tokens(NamedTuple):
+    """A conversation with a reply, and where the reply starts in it."""
+
+    sequence: tuple[int, ...]
+    start: int
+
+
+def tries(rows: Iterable[Tokens], max_tokens: int) -> Iterator[EncodedExample]:
+    """The different replies to one prompt, as examples of at most max_tokens or of one reply; empty ones are left out.
+
+    Args:
+        rows: of one prompt.
+        max_tokens: of an example.
+    """
+    part: list[Tokens] = []
+    for row in sorted({row for row in rows if len(row.sequence) > row.start}):
+        if part and row.start + sum(len(s) - b for s, b in [*part, row]) > max_tokens:
+            yield _example(part)
+            part = []
+        part.append(row)
+    if part:
+        yield _example(part)
+
+
+def _example(part: Sequence[Tokens]) -> EncodedExample:
+    return EncodedExample(tuple(s for s, _ in part), tuple(b for _, b in part), (), None, "")
+
+
+def batches(examples: Sequence[EncodedExample], max_tokens: int) -> Iterator[list[EncodedExample]]:
     """In order, for neighbours (orders of one question, questions after the same worked examples) begin alike."""
     group: list[EncodedExample] = []
     tokens = 0

@@ -96,7 +96,7 @@ class EvaluatedPolicy:
     @contextmanager
     def _scoring(self, batch: PreferenceBatch) -> Iterator[tuple[PreferenceBatch, str]]:
         """The batch where the model is, and the scorer that suits it, found on its first batch; after it, as before."""
-        batch = PreferenceBatch._make(part.to(self.device) if isinstance(part, Tensor) else part for part in batch)
+        batch = on_device(batch, self.device)
         if not self._scorer:
             self._scorer = self._choose(batch)
         prepare(self.model, self._scorer)
@@ -115,6 +115,11 @@ class EvaluatedPolicy:
             return "forest"
         log.warning("%s: scored response by response, since the forest differs by %.2g nats%s.", self.name, gap, reason)
         return "plain"
+
+
+def on_device(batch: PreferenceBatch, device: torch.device) -> PreferenceBatch:
+    """The batch in a device's memory."""
+    return PreferenceBatch._make(part.to(device) if isinstance(part, Tensor) else part for part in batch)
 
 
 def device_of(name: str) -> torch.device:

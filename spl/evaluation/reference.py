@@ -1,12 +1,11 @@
 """What the reference makes of a policy's replies: -log pi_ref(y|x), whose mean over replies is the cross-entropy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from spl.data.collate import EncodedExample
 from spl.data.prompts import conversation_prompt
 from spl.data.tokenization import Encoder
-from spl.evaluation.listed import listed_logps
+from spl.evaluation.listed import Tokens, listed_logps, tries
 from spl.evaluation.policies import EvaluatedPolicy
 from spl.evaluation.sample_files import Reply
 from spl.types import Message, PreferenceExample, UserError
@@ -18,13 +17,6 @@ class ReferenceLoss(NamedTuple):
     value: float  # -log pi_ref(y|x), nats
     num_tokens: int  # that it is summed over
     is_exact: bool  # whether they are the very tokens that were drawn
-
-
-class Tokens(NamedTuple):
-    """A conversation with a reply, and where the reply starts in it."""
-
-    sequence: tuple[int, ...]
-    start: int
 
 
 def reference_losses(
@@ -58,7 +50,7 @@ def reference_losses(
         ]
         for turns, drawn in zip(conversations, replies, strict=True)
     ]
-    parts = [part for rows in encoded for part in _parts([tokens for tokens, _ in rows], max_tokens)]
+    parts = [part for rows in encoded for part in tries([tokens for tokens, _ in rows], max_tokens)]
     logps = listed_logps(reference, parts, max_tokens, "the reference")
     found: dict[Tokens, float] = {}
     for part, values in zip(parts, logps, strict=True):
@@ -79,7 +71,7 @@ def _drawn(
     if not reply.token_ids or len(prompt) + len(reply.token_ids) > encoder.max_length:
         return None
     ids, ended = tuple(reply.token_ids), reply.finish != "length"
-    is_known = 0 <= min(ids) and max(ids) < len(encoder.tokenizer)
+    is_known = min(ids) >= 0 and max(ids) < len(encoder.tokenizer)
     if not is_known or ended != (ids[-1] in reference.eos_token_ids):
         return None
     if encoder.decode_reply(ids[:-1] if ended else ids) != reply.text:
@@ -93,19 +85,3 @@ def _retokenised(encoder: Encoder, turns: Sequence[Message], reply: Reply) -> To
         raise outcome
     sequence, start = outcome[0].sequences[0], outcome[0].starts[0]
     return Tokens(sequence[:-1] if reply.finish == "length" else sequence, start)
-
-
-def _parts(rows: Sequence[Tokens], max_tokens: int) -> Iterator[EncodedExample]:
-    """Different replies to one prompt, as examples of at most max_tokens or of one reply."""
-    part: list[Tokens] = []
-    for sequence, start in sorted({row for row in rows if len(row.sequence) > row.start}):
-        if part and start + sum(len(s) - b for s, b in part) + len(sequence) - start > max_tokens:
-            yield _example(part)
-            part = []
-        part.append(Tokens(sequence, start))
-    if part:
-        yield _example(part)
-
-
-def _example(part: Sequence[Tokens]) -> EncodedExample:
-    return EncodedExample(tuple(s for s, _ in part), tuple(b for _, b in part), (), None, "")

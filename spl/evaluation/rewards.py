@@ -1,5 +1,6 @@
 """Replies scored by a reward model: ours or anyone's."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -7,11 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from spl.data.collate import EncodedExample, collate
 from spl.data.tokenization import Encoder
-from spl.evaluation.policies import device_of
+from spl.evaluation.listed import Tokens, batches, tries
+from spl.evaluation.policies import device_of, on_device
+from spl.logprobs.attention import FOREST, attention
+from spl.logprobs.linear import widen
+from spl.logprobs.rewards import last_states
+from spl.logprobs.score import both_ways
 from spl.models import fingerprint
 from spl.reward_models import load_reward_model
 from spl.types import Message, PreferenceExample, UserError
+
+log = logging.getLogger(__name__)
 
 Ids = tuple[int, ...]
 
@@ -19,11 +28,13 @@ Ids = tuple[int, ...]
 class RewardScorer:
     """A reward model and how it reads a conversation: by its own chat template, at the last token.
 
+    Replies to one conversation share its tokens, if the model's rewards are the same so.
+
     Args:
         model: a sequence-classification model with one label.
         tokenizer: its tokenizer.
         max_length: most tokens of a conversation; longer ones are cut as `Encoder` says.
-        batch_tokens: most tokens that go through the network at a time, padding counted.
+        batch_tokens: most tokens that go through the network at a time, padding counted where there is any.
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_length: int = 2048, batch_tokens: int = 16_384) -> None:
@@ -31,6 +42,7 @@ class RewardScorer:
         self.encoder = Encoder(tokenizer, max_length)
         self.batch_tokens = batch_tokens
         self.fingerprint = fingerprint(model)
+        self._shares: bool | None = None  # not known yet
 
     @classmethod
     def load(
@@ -58,40 +70,93 @@ class RewardScorer:
             UserError: the chat template refuses a conversation.
         """
         encoded = [self._encode(turns, drawn) for turns, drawn in zip(conversations, replies, strict=True)]
-        rewards = self._rewards({ids for rows in encoded for ids in rows})
-        return [[rewards[ids] for ids in rows] for rows in encoded]
+        rewards = self._rewards([example for rows in encoded for example in tries(rows, self.batch_tokens)])
+        return [[rewards[row.sequence] for row in rows] for rows in encoded]
 
-    def _encode(self, turns: Sequence[Message], replies: Sequence[str]) -> list[Ids]:
+    def _encode(self, turns: Sequence[Message], replies: Sequence[str]) -> list[Tokens]:
+        """Up to the token at which each is read, and one more, so that this one goes through the network too."""
         rows = []
         for outcome in self.encoder.encode_all([PreferenceExample(tuple(turns), (reply,), ()) for reply in replies]):
             if isinstance(outcome, UserError):
                 raise outcome
-            rows.append(outcome[0].sequences[0])
+            ids, start = outcome[0].sequences[0], outcome[0].starts[0]
+            while len(ids) > 1 and ids[-1] == self._padding:
+                ids = ids[:-1]
+            rows.append(Tokens((*ids, ids[-1]), min(start, len(ids))))
         return rows
 
+    @property
+    def _padding(self) -> int | None:
+        return self.model.config.get_text_config().pad_token_id  # type: ignore[no-any-return]
+
     @torch.inference_mode()
-    def _rewards(self, sequences: set[Ids]) -> dict[Ids, float]:
+    def _rewards(self, examples: Sequence[EncodedExample]) -> dict[Ids, float]:
         rewards: dict[Ids, float] = {}
-        for few in self._batches(sorted(sequences, key=lambda ids: (len(ids), ids))):
-            rewards.update(zip(few, self._read(few).tolist(), strict=True))
+        for group in batches(examples, self.batch_tokens):
+            if self._shares is None:
+                self._shares = self._agrees(group[0])
+            found = self._by_forest(group) if self._shares else self._by_rows(group)
+            rewards |= dict(zip((ids for example in group for ids in example.sequences), found.tolist(), strict=True))
         return rewards
 
-    def _batches(self, by_length: list[Ids]) -> Iterator[list[Ids]]:
-        padding = self.model.config.get_text_config().pad_token_id
-        few: list[Ids] = []
-        for ids in by_length:
+    def _agrees(self, example: EncodedExample) -> bool:
+        """Whether replies that share their prompt's tokens have the rewards of whole rows, tried on two of them."""
+        few = [EncodedExample(example.sequences[:2], example.starts[:2], (), None, "")]
+        try:
+            shared, rows = both_ways(
+                self.model, lambda scorer: self._by_forest(few) if scorer == "forest" else self._by_rows(few)
+            )
+        except Exception as error:  # an architecture may refuse in any way it likes
+            log.info("Rewards are read row by row: %s: %s.", type(error).__name__, error)
+            return False
+        allowed = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 0.1
+        if ((shared - rows).abs() <= allowed * (1 + rows.abs())).all():
+            return True
+        log.info("Rewards are read row by row, from which shared prompts differ by %.2g.", (shared - rows).abs().max())
+        return False
+
+    def _by_forest(self, group: Sequence[EncodedExample]) -> Tensor:
+        """Rewards [R] of a group's replies, a prompt's tokens run once."""
+        batch = on_device(collate(list(group)), self.model.device)
+        with attention(self.model, FOREST):
+            return widen(last_states(self.model, batch)) @ widen(self._head())[0]
+
+    def _head(self) -> Tensor:
+        """The weights [1, H] of a head without anything else.
+
+        Raises:
+            TypeError: the model's is another.
+        """
+        inside = f"{self.model.base_model_prefix}."
+        own: list[Tensor] = [weight for name, weight in self.model.named_parameters() if not name.startswith(inside)]
+        if [weight.shape for weight in own] != [(1, self.model.config.get_text_config().hidden_size)]:
+            raise TypeError("the head is more than one number's weights")
+        return own[0]
+
+    def _by_rows(self, group: Sequence[EncodedExample]) -> Tensor:
+        """Rewards [R] of a group's replies as transformers gives them, in padded rows of about one length."""
+        rows = [ids[:-1] for example in group for ids in example.sequences]
+        order = sorted(range(len(rows)), key=lambda k: len(rows[k]))
+        found = torch.empty(len(rows))
+        for few in self._padded(order, [len(row) for row in rows]):
+            found[few] = self._read([rows[k] for k in few]).cpu()
+        return found
+
+    def _padded(self, order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Rows by their numbers, from the shortest on, of at most batch_tokens together, padding counted."""
+        few: list[int] = []
+        for k in order:
             # Without a padding token the model takes rows one by one.
-            if few and (padding is None or (len(few) + 1) * len(ids) > self.batch_tokens):
+            if few and (self._padding is None or (len(few) + 1) * lengths[k] > self.batch_tokens):
                 yield few
                 few = []
-            few.append(ids)
+            few.append(k)
         if few:
             yield few
 
     def _read(self, rows: list[Ids]) -> Tensor:
         """Rewards [N] of rows of token ids, padded on the right."""
-        padding = self.model.config.get_text_config().pad_token_id or 0
-        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
+        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=self._padding or 0)
         mask = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
         device = self.model.device
         logits: Tensor = self.model(input_ids=ids.to(device), attention_mask=mask.long().to(device)).logits

@@ -157,7 +157,8 @@ def sample(
         **labels,
     )
     jobs = drawer.jobs(questions)  # which may find a prompt that cannot be replied to: before the output is begun
-    _run(drawer, jobs, Appender(output, first))
+    with Appender(output, first) as file:
+        _run(drawer, jobs, file)
 
 
 def _check(model: str | None, server: str | None, server_model: str | None, **counts: int) -> str:

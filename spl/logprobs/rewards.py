@@ -48,6 +48,14 @@ def _last_states(model: nn.Module, batch: PreferenceBatch, scorer: str, backend:
     """Final states [R, H] of the last token of every response."""
     if scorer == "plain":
         return plain_states(model, [ids[:-1] for ids, _ in unpack(batch)])
+    return last_states(model, batch, backend)
+
+
+def last_states(model: nn.Module, batch: PreferenceBatch, backend: Backend = "auto") -> Tensor:
+    """Final states [R, H] from which the last token of every response is predicted, each token run once.
+
+    The model must be prepared for "forest", as for `spl.logprobs.score.edge_states`.
+    """
     lengths = batch.member_response.bincount(minlength=batch.num_responses)
     return edge_states(model, batch, backend)[batch.member_edge[lengths.cumsum(0) - 1]]
 

@@ -71,6 +71,40 @@ def test_rewards_of_anyones_model(tmp_path: Path, padding: int | None) -> None:
     assert len({round(r, 6) for row in expected for r in row}) == 4
 
 
+@pytest.mark.parametrize("padding", [258, 257, None], ids=["own", "the EOS", "none"])
+def test_replies_share_their_prompt(padding: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_tokenizer("tiny")
+    tokenizer.pad_token = None if padding is None else tokenizer.convert_ids_to_tokens(padding)
+    model = llama(num_labels=1, pad_token_id=padding).eval()
+    scorer, ran = RewardScorer(model, tokenizer), []
+    model.model.embed_tokens.register_forward_pre_hook(lambda _, args: ran.append(args[0].numel()))
+    scorer.score(ASKED[:1], [["a", "b"]])
+    ran.clear()
+    replies = [f"{k}" for k in range(10)]
+    (found,) = scorer.score(ASKED[:1], [replies])
+    turns = [[*ASKED[0], {"role": "assistant", "content": reply}] for reply in replies]
+    rows = [tokenizer.apply_chat_template(each, return_dict=False) for each in turns]
+    prompt = tokenizer.apply_chat_template(ASKED[0], add_generation_prompt=True, return_dict=False)
+    assert sum(ran) <= len(prompt) + sum(len(row) - len(prompt) for row in rows) < sum(map(len, rows)) / 3
+    with torch.no_grad():
+        assert found == pytest.approx([model(torch.tensor([row])).logits.item() for row in rows], abs=1e-5)
+
+
+@pytest.mark.parametrize("other", ["head", "network", "config"])
+def test_a_model_that_reads_otherwise_is_read_row_by_row(other: str) -> None:
+    """Of two layers in its head, of a state that depends on the whole row, of a kind of layer that no forest knows."""
+    tokenizer, model = load_tokenizer("tiny"), llama(num_labels=1, pad_token_id=258).eval()
+    if other == "head":
+        model.score = torch.nn.Sequential(torch.nn.Linear(32, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    elif other == "network":
+        model.model.norm.register_forward_hook(lambda _, args, states: states - states.mean(1, keepdim=True))
+    else:
+        model.config.layer_types, model.config.attention_chunk_size = ["chunked_attention"] * 2, 512
+    found = RewardScorer(model, tokenizer, batch_tokens=1).score(ASKED, REPLIES)
+    for row, by_hand in zip(found, one_by_one(model, tokenizer), strict=True):
+        assert row == pytest.approx(by_hand, abs=1e-5)
+
+
 def test_batches_change_nothing_and_long_conversations_lose_their_beginning() -> None:
     model, tokenizer = load_reward_model("tiny")
     whole = RewardScorer(model, tokenizer).score(ASKED, REPLIES)
