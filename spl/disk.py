@@ -63,6 +63,20 @@ def is_held(file: IO[Any] | int) -> bool:
     return False
 
 
+@contextmanager
+def holding(file: IO[Any] | int) -> Iterator[None]:
+    """Hold a file during a block, as soon as no other process does."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
 def sync(path: Path) -> None:
     """Bring a file's content to the disk, or a folder's renamed, new and removed names."""
     handle = os.open(path, os.O_RDONLY)

@@ -26,13 +26,14 @@ import platform
 import weakref
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Self
 
-from spl.disk import append, is_held, replacing
+from spl.disk import append, holding, is_held, replacing
 from spl.types import UserError
 
 Record = dict[str, Any]
@@ -201,7 +202,8 @@ class Appender:
         try:
             if alone and is_held(handle):
                 raise ResultsError(f"another program is writing {path}: wait for its end, or give another output.")
-            self._begin(first)
+            with nullcontext() if alone else holding(handle):  # several that share a file begin it once
+                self._begin(first)
         except BaseException:
             self.close()
             raise
@@ -213,7 +215,8 @@ class Appender:
             before = _parsed(self.path, whole)
             _compare(self.path, before.header, first)
             self.records = before.records
-            os.truncate(self.path, len(whole))  # a torn last line, of a program that was killed
+            if len(whole) < len(content):
+                os.truncate(self.path, len(whole))  # a torn last line, of a program that was killed
         elif _BEGINNING.startswith(content[: len(_BEGINNING)]):
             os.truncate(self.path, 0)
             append(self.path, _line(first))

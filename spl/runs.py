@@ -20,13 +20,16 @@ from threading import Lock
 from types import FrameType
 from typing import Any, Literal
 
+import yaml
+
 from spl.disk import append
 from spl.types import UserError
 
 log = logging.getLogger(__name__)
 
 FINISHED = "# finished\n"
-_READ = (".yaml", ".yml", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz")
+_CONFIGS = (".yaml", ".yml")
+_DATA = (".json", ".jsonl", ".csv", ".parquet", ".gz")
 _TEMPORARY = 75  # EX_TEMPFAIL of sysexits.h: the same again may succeed
 
 
@@ -43,6 +46,29 @@ def arguments(settings: Mapping[str, Any]) -> list[str]:
 def file_name(*parts: str) -> str:
     """Labels as one name of a file, without the characters that shells and file systems care about."""
     return "_".join("".join(c if c.isalnum() or c in ".=+-" else "-" for c in part) for part in parts if part)
+
+
+def _named(value: Any, seen: set[Path]) -> Iterator[Path]:
+    """The files that a value of the command line or of a config names, and those that a config among them names."""
+    if isinstance(value, Mapping | list):
+        for one in (*value, *value.values()) if isinstance(value, Mapping) else value:
+            yield from _named(one, seen)
+    elif isinstance(value, str) and value[:1] in ("[", "{"):
+        yield from _named(_parsed(value), seen)
+    elif isinstance(value, str) and value.endswith((*_CONFIGS, *_DATA)):
+        path = Path(value).expanduser()
+        if path.is_file() and path not in seen:
+            seen.add(path)
+            yield path
+            if path.name.endswith(_CONFIGS):
+                yield from _named(_parsed(path.read_text(encoding="utf-8")), seen)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:  # which the command itself will say
+        return None
 
 
 @cache
@@ -76,9 +102,9 @@ class Run:
 
     @property
     def first_line(self) -> str:
-        """The command and a digest of the configs and data files that it names, whose content is part of it."""
-        named = [Path(value) for value in self.args if value.endswith(_READ) and Path(value) != self.result]
-        digests = [_digest(path, path.stat().st_mtime_ns) for path in named if path.is_file()]
+        """The command and a digest of the configs and data files that it and its configs name; folders are left out."""
+        named = [path for path in _named(list(self.args), set()) if path != self.result]
+        digests = [_digest(path, path.stat().st_mtime_ns) for path in named]
         return f"$ {self.command}  # files {hashlib.sha256(''.join(digests).encode()).hexdigest()[:12]}\n"
 
     def is_finished(self) -> bool:

@@ -137,10 +137,20 @@ class Encoder:
             return "".join(_plain_turn(turn) for turn in turns) + "Assistant:"
         return self._apply(turns, generate=True)
 
-    def decode_reply(self, ids: Sequence[int]) -> str:
-        """The text of a reply's own tokens, without the EOS token that ended it: what `encode` would be given."""
+    @property
+    def before_reply(self) -> str:
+        """What stands between a prompt and its reply, and is the first of what a model writes."""
+        return "" if self.uses_model_template else " "
+
+    def decode_reply(self, ids: Sequence[int], whole: bool = False) -> str:
+        """The text of a reply's own tokens, given without its EOS token, as `encode` takes it.
+
+        Args:
+            ids: the tokens.
+            whole: with what stands before it.
+        """
         text = str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-        return text if self.uses_model_template else text.removeprefix(" ")  # which stands behind "Assistant:"
+        return text if whole else text.removeprefix(self.before_reply)
 
     def decode_marked(self, encoded: EncodedExample, response: int | None = 0) -> str:
         """The text the model sees, special tokens too, with «the scored span» marked; a long prompt is shortened.

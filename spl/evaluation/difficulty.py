@@ -24,7 +24,11 @@ def samples_to_solve(num: int, correct: int) -> float:
 
 
 def check_thresholds(easy: int, medium: int) -> None:
-    """Refuse those that do not rise."""
+    """Check the thresholds of `difficulty_groups`.
+
+    Raises:
+        UserError: they do not rise.
+    """
     if not 1 <= easy < medium:
         raise UserError(
             f"medium_samples must be above easy_samples, which is 1 or more, but they are {medium} and {easy}."

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 _SHOWN = (
     ("cosine_distance", "vendi", "distinct_k", "judge_content", "unique_answers", "distinct_2"),
     ("reward", "win_rate", "utility_k", "reference_cross_entropy_per_token", "lexical_integrity"),
-    ("length", "ended", "sequence_entropy", "token_entropy", "surprisal", "kl"),
+    ("length", "ended", "sequence_entropy", "sequence_entropy_per_token", "surprisal", "kl"),
 )
 
 
@@ -119,7 +119,7 @@ def diversity_quality(
     names = {rule.name for rule in fields(Rules)}
     rules = Rules(**{name: value for name, value in settings.items() if name in names})
     _check(settings)
-    files = _read(samples)
+    files = _read(samples, with_tokens=reference is not None)
     items, num, notes = comparable(files)
     answers = _baseline(baseline, items)
     if answers and (missing := len(set(items) - answers.keys())):
@@ -146,13 +146,13 @@ def diversity_quality(
     drawn = [Replies(file, items, num) for file in files]
     with Appender(output.with_name(f".{output.stem}.part"), first) as part:
         measured = [one for replies in drawn for one in _measured(replies, tools, rules, part)]
-    found = Measured(measured, items)
-    records = found.estimates(draws, seed)
-    records += front_records(found.matrices, families_of(found.arms, families), DIVERSITY, QUALITY, draws, seed)
-    notes += caveats(records, rules, drawn)
-    looked_at = [*examples(drawn, num_examples), *story_shares(drawn, rules)]
-    write(output, first, [*({"kind": "note", "text": note} for note in notes), *records, *looked_at, *measured])
-    part.path.unlink()
+        found = Measured(measured, items)
+        records = found.estimates(draws, seed)
+        records += front_records(found.matrices, families_of(found.arms, families), DIVERSITY, QUALITY, draws, seed)
+        notes += caveats(records, rules, drawn, measured)
+        looked_at = [*examples(drawn, num_examples), *story_shares(drawn, rules)]
+        write(output, first, [*({"kind": "note", "text": note} for note in notes), *records, *looked_at, *measured])
+        part.path.unlink()
     for shown in _SHOWN:
         print_estimates(records, shown)
     log.info("Wrote %s.", output)
@@ -205,13 +205,14 @@ def _baseline(name: str | None, items: Sequence[str]) -> dict[str, str] | None:
     return answers
 
 
-def _read(samples: Sequence[str]) -> list[SampleFile]:
+def _read(samples: Sequence[str], with_tokens: bool) -> list[SampleFile]:
     """Files of samples, and of NoveltyBench's own."""
     if missing := [path for path in samples if not Path(path).exists()]:
         raise UserError(f"{missing[0]} does not exist: give files that spl sample wrote.")
     ours = [path for path in samples if Path(path).is_dir() or is_results(Path(path))]
     theirs = [Path(path) for path in samples if path not in ours]
-    files = [*(read_samples(ours) if ours else []), *(file for path in theirs for file in read_scored(path))]
+    files = read_samples(ours, with_tokens) if ours else []
+    files += [file for path in theirs for file in read_scored(path)]
     if not files:
         raise UserError("samples is empty: give files that spl sample wrote.")
     return files

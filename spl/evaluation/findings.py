@@ -1,7 +1,7 @@
 """From numbers per prompt to what a diversity-quality file says of each policy: means, examples, stories, caveats."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -112,8 +112,15 @@ def _stories(replies: Replies, rules: Rules) -> list[str]:
     return [text for messages, texts in pairs if rules.is_story(messages) for text in texts]
 
 
-def caveats(estimates: Iterable[Record], rules: Rules, drawn: Iterable[Replies]) -> list[str]:
-    """What a reader must know beside the figures."""
+def caveats(estimates: Iterable[Record], rules: Rules, drawn: Sequence[Replies], items: Sequence[Record]) -> list[str]:
+    """What a reader must know beside the figures.
+
+    Args:
+        estimates: over all prompts.
+        rules: by which they were measured.
+        drawn: what was measured.
+        items: of each prompt.
+    """
     own_classes = [replies.has_classes for replies in drawn]
     means: dict[str, dict[str, float]] = {}
     for record in estimates:
@@ -138,9 +145,25 @@ def caveats(estimates: Iterable[Record], rules: Rules, drawn: Iterable[Replies])
             "The judge's prompts are this project's, not stated by the paper. Verdicts that could not be read are left "
             f"out: at most {max(unread):.1%} of a policy's."
         )
+    notes += _without_kl(items)
     if "distinct_k" in means:
         equal = _EQUAL["own" if all(own_classes) else rules.partition]
         notes.append(f"Replies count as equal for distinct_k and utility_k {equal}.")
         if len(set(own_classes)) > 1:
             notes.append("Files of NoveltyBench have classes and utilities of their own: compare neither with others'.")
     return notes
+
+
+def _without_kl(items: Iterable[Record]) -> Iterator[str]:
+    """Where the KL divergence is of a part of the prompts, which need not be that of another policy."""
+    found: dict[str, list[bool]] = {}
+    for record in items:
+        if record["setting"] == "t 1" and "kl" in record["values"]:
+            value = record["values"]["kl"]
+            found.setdefault(record["policy"], []).append(value is not None and math.isfinite(value))
+    for policy, known in found.items():
+        if not all(known):
+            yield (
+                f"KL of {policy} is over {sum(known)} of {len(known)} prompts: of the others the tokens drawn are "
+                "not known, or the reference reads them as other text."
+            )

@@ -43,7 +43,7 @@ BESIDE = (
     "ended",
     "truncation_rate",
     "sequence_entropy",
-    "token_entropy",
+    "sequence_entropy_per_token",
     "surprisal",
     "surprisal_per_token",
     "kl",
@@ -72,7 +72,7 @@ def reply_measures(replies: Sequence[Reply], match_length: int, own_law: bool) -
     measures["ended"] = 1 - measures["truncation_rate"]
     tokens = sum(lengths) if own_law and len(lengths) == len(replies) else 0
     entropies = [reply.entropy for reply in replies if reply.entropy is not None]
-    measures |= _per_reply_and_token("sequence_entropy", "token_entropy", entropies, len(replies), tokens)
+    measures |= _per_reply_and_token("sequence_entropy", "sequence_entropy_per_token", entropies, len(replies), tokens)
     surprisals = [-reply.logp for reply in replies if reply.logp is not None]
     return measures | _per_reply_and_token("surprisal", "surprisal_per_token", surprisals, len(replies), tokens)
 
@@ -108,8 +108,9 @@ def cross_entropy_measures(
 ) -> dict[str, float]:
     """Cross-entropy under the reference, and the KL divergence from it, of a reply and of a token.
 
-    `kl` is the mean of log pi(y) - log pi_ref(y), so the cross-entropy less the surprisal, whose noise it does not
-    have; nan where a reply was not drawn from the policy's own law, or the reference scored other tokens.
+    `kl` is the mean of log pi(y) - log pi_ref(y), the cross-entropy less the surprisal: both rise with a reply that is
+    rare, so that it varies less than either. It is nan where a reply was not drawn from the policy's own law, or the
+    reference scored other tokens; of log-probabilities in half precision it has their rounding.
 
     Args:
         replies: to one prompt.

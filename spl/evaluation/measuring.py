@@ -143,7 +143,8 @@ def _cross_entropies(drawn: Replies, tools: Tools, rules: Rules) -> list[Values]
     if not tools.reference:
         return []
     encoder = tools.reference.encoder(rules.max_length, turn_end="eos")
-    losses = reference_losses(tools.reference, encoder, drawn.conversations, drawn.replies, rules.max_tokens)
+    asked = dict(zip(drawn.items, drawn.conversations, strict=True))
+    losses = reference_losses(tools.reference, encoder, asked, drawn.replies, rules.max_tokens)
     pairs = zip(drawn.replies, losses, strict=True)
     return [cross_entropy_measures(replies, part, drawn.own_law) for replies, part in pairs]
 

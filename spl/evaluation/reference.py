@@ -1,6 +1,6 @@
 """What the reference makes of a policy's replies: -log pi_ref(y|x), whose mean over replies is the cross-entropy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from spl.data.prompts import conversation_prompt
@@ -22,7 +22,7 @@ class ReferenceLoss(NamedTuple):
 def reference_losses(
     reference: EvaluatedPolicy,
     encoder: Encoder,
-    conversations: Sequence[Sequence[Message]],
+    conversations: Mapping[str, Sequence[Message]],
     replies: Sequence[Sequence[Reply]],
     max_tokens: int,
 ) -> list[list[ReferenceLoss | None]]:
@@ -35,21 +35,19 @@ def reference_losses(
     Args:
         reference: to score with.
         encoder: of the reference, with `turn_end="eos"`.
-        conversations: the prompts.
+        conversations: the prompts by their items.
         replies: of each.
         max_tokens: of a batch.
 
     Raises:
         UserError: the template refuses a conversation, or it is too long.
     """
-    encoded = [
-        [
-            _drawn(reference, encoder, prompt, reply) or (_retokenised(encoder, turns, reply), False)
-            for prompt in [conversation_prompt(tuple(turns), "a prompt", encoder).input_ids]
-            for reply in drawn
-        ]
-        for turns, drawn in zip(conversations, replies, strict=True)
-    ]
+    encoded = []
+    for (item, turns), drawn in zip(conversations.items(), replies, strict=True):
+        prompt = conversation_prompt(tuple(turns), f"prompt {item}", encoder).input_ids
+        exact = [_drawn(reference, encoder, prompt, reply) for reply in drawn]
+        rows = [tokens or _retokenised(encoder, turns, reply) for tokens, reply in zip(exact, drawn, strict=True)]
+        encoded.append([(row, tokens is not None) for row, tokens in zip(rows, exact, strict=True)])
     parts = [part for rows in encoded for part in tries([tokens for tokens, _ in rows], max_tokens)]
     logps = listed_logps(reference, parts, max_tokens, "the reference")
     found: dict[Tokens, float] = {}
@@ -64,9 +62,7 @@ def reference_losses(
     ]
 
 
-def _drawn(
-    reference: EvaluatedPolicy, encoder: Encoder, prompt: tuple[int, ...], reply: Reply
-) -> tuple[Tokens, bool] | None:
+def _drawn(reference: EvaluatedPolicy, encoder: Encoder, prompt: tuple[int, ...], reply: Reply) -> Tokens | None:
     """The tokens that were drawn; None where they are not known, too many, or another reply in the reference's eyes."""
     if not reply.token_ids or len(prompt) + len(reply.token_ids) > encoder.max_length:
         return None
@@ -74,9 +70,8 @@ def _drawn(
     is_known = min(ids) >= 0 and max(ids) < len(encoder.tokenizer)
     if not is_known or ended != (ids[-1] in reference.eos_token_ids):
         return None
-    if encoder.decode_reply(ids[:-1] if ended else ids) != reply.text:
-        return None
-    return Tokens((*prompt, *ids), len(prompt)), True
+    text = encoder.decode_reply(ids[:-1] if ended else ids, whole=True)
+    return Tokens((*prompt, *ids), len(prompt)) if text == encoder.before_reply + reply.text else None
 
 
 def _retokenised(encoder: Encoder, turns: Sequence[Message], reply: Reply) -> Tokens:

@@ -119,7 +119,7 @@ class RewardScorer:
         """Rewards [R] of a group's replies, a prompt's tokens run once."""
         batch = on_device(collate(list(group)), self.model.device)
         with attention(self.model, FOREST):
-            return widen(last_states(self.model, batch)) @ widen(self._head())[0]
+            return (widen(last_states(self.model, batch)) @ widen(self._head())[0]).cpu()
 
     def _head(self) -> Tensor:
         """The weights [1, H] of a head without anything else.

@@ -1,5 +1,6 @@
 """Files of sampled replies, as evaluations take them: from `spl sample`, or any program that writes the same form."""
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,10 +48,14 @@ class SampleFile:
     left_out: set[str] = field(default_factory=set)
 
 
-def read_samples(paths: Sequence[str | Path]) -> list[SampleFile]:
+def read_samples(paths: Sequence[str | Path], with_tokens: bool = False) -> list[SampleFile]:
     """Read files, and folders of files; the parts of one policy, way of decoding and training seed are put together.
 
     Results of other programs that lie in a folder are passed over.
+
+    Args:
+        paths: of files and folders.
+        with_tokens: keep token ids too, which take more memory than texts do.
 
     Raises:
         UserError: a file is no file of samples or not whole, two of them hold the same sample, or a prompt has none.
@@ -61,7 +66,7 @@ def read_samples(paths: Sequence[str | Path]) -> list[SampleFile]:
     for results in map(read, find(map(Path, paths))):
         if results.header["program"] == "sample":
             policy, setting, train_seed = key = tuple(_fields(results.header, results.path, _HEADER))
-            _add(found.setdefault(key, SampleFile(policy, setting, train_seed, headers=[])), results, seen)
+            _add(found.setdefault(key, SampleFile(policy, setting, train_seed, headers=[])), results, seen, with_tokens)
         elif results.path in named:
             raise UserError(f"{results.path} holds results of {results.header['program']}, but samples are asked for.")
     if named and not found:
@@ -107,7 +112,7 @@ def _fields(record: Record, path: Path, form: Mapping[str, Callable[[Any], bool]
     return [record.get(name) for name in form]
 
 
-def _add(file: SampleFile, results: Results, seen: set[tuple[Any, ...]]) -> None:
+def _add(file: SampleFile, results: Results, seen: set[tuple[Any, ...]], with_tokens: bool) -> None:
     _check_whole(results)
     file.headers.append(results.header)
     file.paths.append(results.path)
@@ -123,7 +128,9 @@ def _add(file: SampleFile, results: Results, seen: set[tuple[Any, ...]]) -> None
         if item not in file.prompts:
             raise UserError(f"{results.path}: a sample of prompt {item!r}, but no such prompt.")
         seen.add(sample)
-        file.replies.setdefault(item, []).append(Reply(*told))
+        reply = Reply(*told)
+        kept = array("i", reply.token_ids) if with_tokens and reply.token_ids is not None else None
+        file.replies.setdefault(item, []).append(reply._replace(token_ids=kept))
 
 
 def _check_whole(results: Results) -> None:

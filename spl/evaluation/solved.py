@@ -55,7 +55,8 @@ def measured(arm: Graded, max_k: int, rewards: Rewards | None = None) -> Measure
         found = [_curves(s, max_k, rewards[run][k] if rewards else None) for k, s in enumerate(solutions)]
         for name, matrices in curves.items():
             matrices.append([of_problem[name] for of_problem in found])
-        scalars = [_values(s, of_problem, max_k) for s, of_problem in zip(solutions, found, strict=True)]
+        own_law = arm.setting == "t 1"
+        scalars = [_values(s, of, max_k, own_law) for s, of in zip(solutions, found, strict=True)]
         for name in scalars[0]:
             values.setdefault(name, []).append([of_problem[name] for of_problem in scalars])
     return Measured(
@@ -78,17 +79,18 @@ def _curves(solutions: Sequence[Solution], max_k: int, rewards: Sequence[float] 
     return curves
 
 
-def _values(solutions: Sequence[Solution], curves: Mapping[str, Array], max_k: int) -> dict[str, float]:
+def _values(solutions: Sequence[Solution], curves: Mapping[str, Array], max_k: int, own_law: bool) -> dict[str, float]:
     """Numbers of one problem; curves at the k that are told, and what must stand beside them."""
     num, replies = len(solutions), [solution.reply for solution in solutions]
     lengths = [reply.num_tokens for reply in replies if reply.num_tokens is not None]
+    logps = [np.nan if reply.logp is None else reply.logp for reply in replies]
     read = sum(solution.answer is not None for solution in solutions)
     values = {name.replace("@k", f"@{k}"): float(curve[k - 1]) for name, curve in curves.items() for k in told(max_k)}
     return values | {
         # Of k replies k * read / num have an answer, of which so many are the first of their kind.
         "repeats": 1 - float(curves["distinct@k"][-1]) / (max_k * read / num) if read else float("nan"),
         "unread": 1 - read / num,
-        "surprisal": -float(np.mean([np.nan if reply.logp is None else reply.logp for reply in replies])),
+        "surprisal": -float(np.mean(logps)) if own_law else float("nan"),  # else it is no entropy
         "length": float(np.mean(lengths)) if lengths else float("nan"),
         "ended": sum(reply.finish == "stop" for reply in replies) / num,
         "truncation_rate": sum(reply.finish != "stop" for reply in replies) / num,

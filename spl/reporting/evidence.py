@@ -212,4 +212,5 @@ def _complete(file: Results) -> Iterator[Record]:
                     )
             if len({len(whole[name]) for name in _PARALLEL.get(whole["kind"], ()) if whole[name] is not None}) > 1:
                 raise ResultsError(f"{file.path}, record {number}: its lists differ in length.")
+            whole.pop("token_ids", None)  # which no page shows, and which take more memory than texts do
             yield whole

@@ -63,7 +63,7 @@ QUALITY = {
     "lexical_integrity": Measure("Lexical integrity", "share of real words", 1),
 }
 BESIDE = {
-    "token_entropy": Measure("Token entropy", "nats"),
+    "sequence_entropy_per_token": Measure("Sequence entropy", "nats a token"),
     "sequence_entropy": Measure("Sequence entropy", "nats a reply"),
     "surprisal_per_token": Measure("Entropy by -log pi(y)", "nats a token"),
     "surprisal": Measure("Entropy by -log pi(y)", "nats a reply"),
@@ -75,8 +75,9 @@ BESIDE = {
     "truncation_rate": Measure("Replies cut at the most tokens", "share"),
 }
 SAME = (
-    ("token_entropy", "sequence_entropy", "surprisal_per_token", "surprisal"),
-    ("kl_per_token", "kl"),
+    ("sequence_entropy_per_token", "surprisal_per_token"),
+    ("sequence_entropy", "surprisal"),
+    ("kl", "kl_per_token"),
     ("length", "words"),
     ("ended", "truncation_rate"),
 )

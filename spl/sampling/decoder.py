@@ -1,4 +1,4 @@
-"""Replies that grow token by token, several from each prompt, no step of the model done twice.
+"""Replies that grow token by token, several from each prompt, no step done twice where a model's cache allows it.
 
 Replies that have begun with the same tokens are one row of the batch until they part, and a reply that has ended leaves
 it at once. Whoever draws tokens holds, for each of its replies, the row that it is in.
@@ -20,7 +20,7 @@ from spl.sampling.shared_prompts import Replies, attention
 
 log = logging.getLogger(__name__)
 
-_ALLOWED_GAP = {torch.float64: 1e-3, torch.float32: 1e-3}  # nats; weights in half precision round more
+_ALLOWED, _ALLOWED_LOW = 1e-3, 0.1  # total variation of laws; products in half precision round more
 
 
 class Decoder(ABC):
@@ -108,7 +108,9 @@ def _places(parents: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
 
 
 class PlainDecoder(Decoder):
-    """With the keys and values that transformers keeps, a copy of its prompt's in every row: for any model."""
+    """With the keys and values that transformers keeps, a copy of its prompt's in every row."""
+
+    masked = True
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
         super().__init__(model, prompts)
@@ -117,7 +119,6 @@ class PlainDecoder(Decoder):
         name = "cache" if "cache" in signature(base.forward).parameters else "past_key_values"
         self.cache: Any = DynamicCache(config=base.config)
         self.options |= {name: self.cache, "use_cache": True}
-        self.padded = len({*map(len, prompts)}) > 1
         self.logits = self._run(self.ids, (self.mask.long().cumsum(-1) - 1).clamp(min=0))
 
     def _move(self, kept: Tensor, moved: Sequence[tuple[int, int]]) -> None:
@@ -130,10 +131,19 @@ class PlainDecoder(Decoder):
         return self._run(ids[:, None], self.lengths[:, None])
 
     def _run(self, ids: Tensor, positions: Tensor) -> Tensor:
-        # Without padding no mask: some recurrent layers take one of the whole text for that of the one token that runs.
-        mask = self.mask.long() if self.padded else None
+        mask = self.mask.long() if self.masked else None
         output = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, **self.options)
         return output.logits[:, -1]  # type: ignore[no-any-return]
+
+
+class UnmaskedDecoder(PlainDecoder):
+    """Without a mask: some recurrent layers take one of the whole text for that of the one token that runs.
+
+    Args:
+        prompts: of one length.
+    """
+
+    masked = False
 
 
 class SharedDecoder(Decoder):
@@ -208,51 +218,59 @@ class _Way(NamedTuple):
 _WAYS = (
     _Way("a cache that prompts share", SharedDecoder, True),
     _Way("transformers' own cache", PlainDecoder, True),
-    _Way("transformers' own cache, prompt by prompt", PlainDecoder, False),
-    _Way("no cache, prompt by prompt", WholeDecoder, False),
+    _Way("transformers' own cache, prompt by prompt", UnmaskedDecoder, False),
 )
-_ways: WeakKeyDictionary[nn.Module, _Way] = WeakKeyDictionary()
+_EXACT = _Way("no cache, prompt by prompt", WholeDecoder, False)
+_STEPS = 4  # for which a way is tried
+_chosen: WeakKeyDictionary[nn.Module, _Way] = WeakKeyDictionary()
 
 
 def _way(model: nn.Module, prompts: Sequence[Sequence[int]]) -> _Way:
-    """The first that gives the laws of the last, at the ends of two texts and along two replies to each.
+    """The first that gives the laws of the whole text, at the ends of two texts and along two replies to each.
 
     The texts are of one prompt, so that every process that holds a part of the model tries the same.
     """
     base = _base_of(model)
-    if base not in _ways:
-        long = (list(prompts[0]) * 8)[:64]
+    if base not in _chosen:
+        most = getattr(base.config.get_text_config(), "max_position_embeddings", None) or 64 + _STEPS
+        long = (list(prompts[0]) * 8)[: max(2, min(64, most - _STEPS))]
         texts = [long[: len(long) // 2], long]
-        exact = _laws(model, _WAYS[-1], texts)
-        _ways[base] = next(way for way in _WAYS if way is _WAYS[-1] or _agrees(model, way, texts, exact))
-    return _ways[base]
+        exact = _laws(model, _EXACT, texts)
+        _chosen[base] = next((way for way in _WAYS if _agrees(model, way, texts, exact)), _EXACT)
+        if _chosen[base] is _EXACT:
+            log.warning("%s is sampled without a cache, so that longer replies take ever longer.", type(base).__name__)
+    return _chosen[base]
 
 
 def _agrees(model: nn.Module, way: _Way, texts: Sequence[Sequence[int]], exact: Tensor) -> bool:
+    weight = next(model.parameters())
     try:
-        gap = (_laws(model, way, texts) - exact).abs().max().item()
+        gap = (_laws(model, way, texts) - exact).abs().sum(-1).max() / 2  # total variation
     except Exception as error:  # an architecture may refuse in any way it likes
         log.info("Not sampled with %s: %s: %s.", way.name, type(error).__name__, error)
         return False
-    if agrees := gap <= _ALLOWED_GAP.get(next(model.parameters()).dtype, 0.25):
+    if isinstance(weight, DTensor):  # else processes that hold parts of one model could choose apart
+        gap = gap.to(weight.device_mesh.device_type, torch.float32)
+        torch.distributed.all_reduce(gap, op=torch.distributed.ReduceOp.MAX)
+    low = weight.itemsize < 4 or torch.is_autocast_enabled(weight.device.type)
+    if agrees := gap.item() <= (_ALLOWED_LOW if low else _ALLOWED):
         return agrees
-    log.info("Not sampled with %s, whose laws are off by %.2g nats.", way.name, gap)
+    log.info("Not sampled with %s, whose laws are off by %.2g in total variation.", way.name, gap)
     return False
 
 
-def _laws(model: nn.Module, way: _Way, texts: Sequence[Sequence[int]], steps: int = 4) -> Tensor:
-    """Log-probabilities that matter, step by step, of two replies to each text [texts, steps + 1, 2, V]."""
+def _laws(model: nn.Module, way: _Way, texts: Sequence[Sequence[int]]) -> Tensor:
+    """Probabilities, step by step, of two replies to each text [texts, steps + 1, 2, V]."""
     if not way.padded and len(texts) > 1:
-        return torch.cat([_laws(model, way, [text], steps) for text in texts])
+        return torch.cat([_laws(model, way, [text]) for text in texts])
     one = way.decoder(model, texts)
     rows = torch.arange(len(texts), device=one.device).repeat_interleave(2)
     found = [one.logits[rows]]
-    for step in range(steps):
-        tokens = [(text[step] + second) % one.logits.shape[-1] for text in texts for second in (0, 1)]
+    for step in range(_STEPS):
+        tokens = [(text[step % len(text)] + second) % one.logits.shape[-1] for text in texts for second in (0, 1)]
         rows = one.advance(rows, torch.tensor(tokens, device=one.device))
         found.append(one.logits[rows])
-    laws = torch.stack(found).cpu().double().log_softmax(-1).clamp(min=-20)
-    return laws.view(steps + 1, len(texts), 2, -1).transpose(0, 1)
+    return torch.stack(found).cpu().double().softmax(-1).view(_STEPS + 1, len(texts), 2, -1).transpose(0, 1)
 
 
 def _base_of(model: nn.Module) -> Any:

@@ -1,4 +1,4 @@
-"""Ancestral sampling of many replies to each of several prompts, all in one batch.
+"""Ancestral sampling of many replies to each of several prompts, all in one batch where the model takes padding.
 
 The random numbers of a reply depend on its prompt's seed and its own number alone, not on what else is in the batch:
 one process or several draw the same replies, and two models asked with one seed differ by their laws, not by luck.

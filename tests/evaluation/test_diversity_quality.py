@@ -71,7 +71,7 @@ def test_measures_of_the_texts(tmp_path: Path) -> None:
     assert one["length"] == np.mean(lengths)
     assert (one["ended"], one["truncation_rate"]) == (3 / 4, 1 / 4)
     assert (one["surprisal"], one["surprisal_per_token"]) == (np.mean(lengths), 1)
-    assert (one["sequence_entropy"], one["token_entropy"]) == (2 * np.mean(lengths), 2)
+    assert (one["sequence_entropy"], one["sequence_entropy_per_token"]) == (2 * np.mean(lengths), 2)
     assert one["lexical_integrity"] == 1
     hotter = values(found, "dpo", "a", "t 1.5")
     assert (hotter["surprisal"], hotter["sequence_entropy"]) == (None, None)  # no estimates of an entropy
@@ -80,6 +80,21 @@ def test_measures_of_the_texts(tmp_path: Path) -> None:
     assert [estimate[key] for key in ("value", "low", "high", "num")] == list(expected)
     [example] = [r for r in found.of("example") if (r["setting"], r["item"]) == ("t 1.5", "b")]
     assert (example["prompt"], example["texts"]) == ("Say b", DULL["b"][:4])
+
+
+def test_a_divergence_that_is_not_known_is_said(tmp_path: Path) -> None:
+    """Samples of other tools have no token ids; of those that were drawn hot nothing is missed."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in ("Name a drink.", "Stay?")))
+    drawn = {"prompts": str(prompts), "num_samples": 3, "max_new_tokens": 6}
+    sample("tiny", output=tmp_path / "own.jsonl", policy="own", **drawn)
+    sample("tiny", output=tmp_path / "hot.jsonl", policy="own", temperature=1.5, **drawn)
+    bare = read(tmp_path / "own.jsonl")
+    records = [{key: value for key, value in r.items() if key != "token_ids"} for r in bare.records]
+    write(tmp_path / "bare.jsonl", bare.header | {"policy": "bare"}, records)
+    found = measured(tmp_path, *(str(tmp_path / f"{name}.jsonl") for name in ("own", "hot", "bare")), reference="tiny")
+    assert "KL of bare is over 0 of 2 prompts" in notes(found) and "KL of own" not in notes(found)
+    assert estimates(found, "kl")["own", "t 1"]["value"] == pytest.approx(0, abs=1e-3)
 
 
 def test_a_utility_is_a_probability_and_of_no_number_none() -> None:
@@ -374,7 +389,7 @@ def test_a_real_model_on_real_prompts(
     found = measured(tmp_path, str(drawn), **tools, partition="embedding")
     means = {name: record["value"] for name, record in by_name(found).items()}
     assert 2 < means["surprisal_per_token"] < 5  # nats a token; 3.2 on 64 replies of 64 tokens
-    assert means["token_entropy"] == pytest.approx(means["surprisal_per_token"], abs=1)
+    assert means["sequence_entropy_per_token"] == pytest.approx(means["surprisal_per_token"], abs=1)
     # The policy is its own reference, which scores the very tokens.
     assert means["kl"] == pytest.approx(0, abs=1e-3)
     assert means["reference_cross_entropy"] == pytest.approx(means["surprisal"], abs=1e-3)

@@ -36,7 +36,7 @@ def test_losses_are_those_of_the_model_itself(max_tokens: int) -> None:
         [Reply("", 1, "stop", None), Reply("", 0, "length", None), Reply("Coffee, of course", 9, "stop", None)],
     ]
     encoder = policy.encoder(turn_end="eos")
-    first, second = reference_losses(policy, encoder, ASKED, replies, max_tokens)
+    first, second = reference_losses(policy, encoder, {"a": ASKED[0], "b": ASKED[1]}, replies, max_tokens)
     for found, turns, drawn in ((first, ASKED[0], replies[0]), (second, ASKED[1], [replies[1][0], replies[1][2]])):
         expected = [loss(policy, turns, reply) for reply in drawn]
         known = [one for one in found if one is not None]
@@ -62,7 +62,7 @@ def test_the_tokens_that_were_drawn_are_scored() -> None:
         Reply("the", 3, "stop", None, None, apart),  # ended by a token that is not the reference's
         Reply("the", 2, "stop", None, None, [10**6, eos]),
     ]
-    [found] = reference_losses(policy, encoder, ASKED[:1], [replies], 4096)
+    [found] = reference_losses(policy, encoder, {"a": ASKED[0]}, [replies], 4096)
     with torch.no_grad():
         law = policy.model(torch.tensor([[*prompt, *apart, eos]])).logits[0].log_softmax(-1)[len(prompt) - 1 : -1]
     exact = -law.gather(1, torch.tensor([*apart, eos])[:, None])[:, 0]
@@ -70,6 +70,18 @@ def test_the_tokens_that_were_drawn_are_scored() -> None:
     assert [one and one.is_exact for one in found] == [True, True, False, False, False]
     expected = [exact.sum().item(), exact[:-1].sum().item(), tea, the, the]
     assert [one and one.value for one in found] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_reference_without_a_template_takes_tokens_behind_a_space_alone() -> None:
+    """Of a policy with a template "the" is all that was drawn; the reference would write " the" behind "Assistant:"."""
+    policy = EvaluatedPolicy.load("tiny")
+    encoder = policy.encoder(turn_end="eos", template="plain")
+    eos, ids, behind = policy.tokenizer.eos_token_id, *policy.tokenizer(["the", " the"])["input_ids"]
+    ids, behind = ([token for token in row if token != policy.tokenizer.bos_token_id] for row in (ids, behind))
+    replies = [Reply("the", 2, "stop", None, None, [*ids, eos]), Reply("the", 2, "stop", None, None, [*behind, eos])]
+    [[other, own]] = reference_losses(policy, encoder, {"a": ASKED[0]}, [replies], 4096)
+    assert other and own and (other.is_exact, own.is_exact) == (False, True)
+    assert other.value == pytest.approx(own.value, abs=1e-4)
 
 
 def test_means_are_of_replies_and_of_tokens() -> None:

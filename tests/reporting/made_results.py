@@ -83,7 +83,7 @@ def diversity_quality(draw: np.random.Generator, prompts: int) -> Iterator[Recor
             "self_bleu": 0.5 - 0.4 * much + draw.normal(0, 0.02, prompts),
             "reward": 1.2 - 1.5 * much**2 + bonus + 3 * hard + draw.normal(0, 0.1, prompts),
             "win_rate": np.clip(0.6 - 0.5 * much + bonus / 3 + draw.normal(0, 0.05, prompts), 0, 1),
-            "token_entropy": 0.8 + 1.6 * much + draw.normal(0, 0.1, prompts),
+            "sequence_entropy_per_token": 0.8 + 1.6 * much + draw.normal(0, 0.1, prompts),
             "length": 60 + 70 * much + draw.normal(0, 9, prompts),
             "ended": np.clip(0.95 - 0.4 * much + draw.normal(0, 0.05, prompts), 0, 1),
         }

@@ -8,7 +8,7 @@ import transformers
 
 from spl.models import load_policy
 from spl.sampling import decoder as decoders
-from spl.sampling.decoder import PlainDecoder, SharedDecoder, WholeDecoder, decoder, takes_padding
+from spl.sampling.decoder import PlainDecoder, SharedDecoder, UnmaskedDecoder, WholeDecoder, decoder, takes_padding
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = SIZES | {"num_key_value_heads": 2}
@@ -87,10 +87,26 @@ def test_a_model_that_attends_otherwise_is_found_out(name: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("way", ["weights", "autocast"])
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gpt2"])
+def test_half_precision_is_no_reason_to_go_without_a_cache(name: str, way: str) -> None:
+    model = build(*FAMILIES[name])
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        assert isinstance(decoder(model.bfloat16() if way == "weights" else model, PROMPTS), SharedDecoder)
+
+
+@torch.no_grad()
+def test_a_model_is_tried_within_its_positions() -> None:
+    model = build("GPT2Config", {"n_embd": 16, "n_layer": 2, "n_head": 4, "max_position_embeddings": 12})
+    check(model, decoder(model, PROMPTS))
+    assert isinstance(decoder(build("GPT2Config", FAMILIES["gpt2"][1]), [[5] * 9]), SharedDecoder)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
     ("kind", "settings", "expected"),
     [
-        ("MambaConfig", {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2}, PlainDecoder),
+        ("MambaConfig", {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2}, UnmaskedDecoder),
         (
             "RecurrentGemmaConfig",
             SIZES | {"lru_width": 16, "attention_window_size": 6, "num_hidden_layers": 3},
