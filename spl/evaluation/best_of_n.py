@@ -17,7 +17,7 @@ from spl.evaluation.grading import Graded, grade, matched
 from spl.evaluation.judge import Judge
 from spl.evaluation.listed import short_name
 from spl.evaluation.policies import device_of
-from spl.evaluation.rewards import RewardScorer
+from spl.evaluation.rewards import RewardScorer, caveat
 from spl.evaluation.sample_files import SampleFile, read_samples
 from spl.evaluation.solved import Array, Bootstrap, Measured, Rewards, item_records, measured
 from spl.evaluation.table import print_estimates
@@ -134,7 +134,7 @@ def best_of_n(
         asked = Judge(ChatServer(judge, judge_model), judge_cache or output.with_suffix(".judge.jsonl"), judge_tokens)
         left_out += _add(found, "approaches_judge", *approaches(arms, conversations, by_judge(asked)))
     records = list(_records(found, against, items, groups, Bootstrap(draws, seed)))
-    notes = left_out + caveats(found, groups, num, max_k, protocol)
+    notes = left_out + caveats(found, groups, num, max_k, protocol) + (caveat(reward_model) if reward_model else [])
     if equality.given_up:
         notes.append(f"{equality.given_up} answers could not be compared in {answer_seconds:g} s and count as wrong.")
     inputs = [*find(map(Path, [*samples, *(difficulty or [])])), *filter(Path.exists, [Path(problems)])]

@@ -20,7 +20,7 @@ from spl.evaluation.measures import DIVERSITY, QUALITY
 from spl.evaluation.measuring import Equality, Replies, Rules, Tools, measure
 from spl.evaluation.noveltybench import read_scored
 from spl.evaluation.policies import EvaluatedPolicy, device_of
-from spl.evaluation.rewards import RewardScorer
+from spl.evaluation.rewards import RewardScorer, caveat
 from spl.evaluation.sample_files import SampleFile, read_samples
 from spl.evaluation.table import print_estimates
 from spl.models import Dtype
@@ -149,7 +149,7 @@ def diversity_quality(
         found = Measured(measured, items)
         records = found.estimates(draws, seed)
         records += front_records(found.matrices, families_of(found.arms, families), DIVERSITY, QUALITY, draws, seed)
-        notes += caveats(records, rules, drawn, measured)
+        notes += caveats(records, rules, drawn, measured) + (caveat(reward_model) if reward_model else [])
         looked_at = [*examples(drawn, num_examples), *story_shares(drawn, rules)]
         write(output, first, [*({"kind": "note", "text": note} for note in notes), *records, *looked_at, *measured])
         part.path.unlink()

@@ -1,7 +1,9 @@
 """Replies scored by a reward model: ours or anyone's."""
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from spl.data.collate import EncodedExample, collate
 from spl.data.tokenization import Encoder
+from spl.evaluation.choices import wilson
 from spl.evaluation.listed import Tokens, batches, tries
 from spl.evaluation.policies import device_of, on_device
 from spl.logprobs.attention import FOREST, attention
@@ -23,6 +26,23 @@ from spl.types import Message, PreferenceExample, UserError
 log = logging.getLogger(__name__)
 
 Ids = tuple[int, ...]
+
+
+def caveat(name: str) -> list[str]:
+    """How well a reward model tells held-out replies apart, by the run that it was trained in, where that is known.
+
+    Args:
+        name: a model's, perhaps the export of a run of `spl fit --task reward`, whose summary.json lies beside it.
+    """
+    try:
+        end = json.loads((Path(name).parent / "summary.json").read_text())["end"]
+        share, num = float(end["val/rewards/accuracies"]), float(end["val/rewards/num"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    low, high = (bound.item() for bound in wilson(torch.tensor(share), torch.tensor(num)))
+    told = f"The reward model prefers the better of two held-out replies in {share:.0%} of {num:.0f} comparisons"
+    chance = ": not to be told from chance, so that rewards say little of quality" if low <= 0.5 <= high else ""
+    return [f"{told} [{low:.0%}, {high:.0%}]{chance}."]
 
 
 class RewardScorer:

@@ -1,10 +1,12 @@
 """Rewards of replies against transformers' own classifier, asked one unpadded text at a time."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from transformers import (
     AutoModelForSequenceClassification,
     CohereConfig,
@@ -13,7 +15,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from spl.evaluation.rewards import RewardScorer
+from spl.evaluation.rewards import RewardScorer, caveat
 from spl.models import load_model, load_tokenizer
 from spl.reward_models import as_classifier, load_reward_model, set_padding
 from spl.types import UserError
@@ -69,6 +71,21 @@ def test_rewards_of_anyones_model(tmp_path: Path, padding: int | None) -> None:
     for row, by_hand in zip(found, expected, strict=True):
         assert row == pytest.approx(by_hand, abs=1e-5)
     assert len({round(r, 6) for row in expected for r in row}) == 4
+
+
+def test_how_well_held_out_replies_are_told_apart_is_said(tmp_path: Path) -> None:
+    """The interval by scipy."""
+    name = str(tmp_path / "export")
+    assert caveat(name) == []
+    for share, num, doubt in ((0.5, 120, True), (0.75, 120, False), (0.1, 40, False)):
+        end = {"val/rewards/accuracies": share, "val/rewards/num": float(num)}
+        (tmp_path / "summary.json").write_text(json.dumps({"end": end}))
+        low, high = binomtest(round(share * num), num).proportion_ci(method="wilson")
+        (said,) = caveat(name)
+        assert f"in {share:.0%} of {num} comparisons [{low:.0%}, {high:.0%}]" in said
+        assert ("not to be told from chance" in said) == doubt
+    (tmp_path / "summary.json").write_text('{"end": {"val/loss": 1.0}}')
+    assert caveat(name) == []
 
 
 @pytest.mark.parametrize("padding", [258, 257, None], ids=["own", "the EOS", "none"])
