@@ -104,7 +104,7 @@ def test_entropy_and_length_stand_beside_the_fronts(browser: Browser) -> None:
     front, beside = (browser.run(f"{place.format(name)}.toJSON()") for name in ("front", "beside"))
     assert beside["left"] >= front["right"] and abs(beside["top"] - front["top"]) < 2
     panels = browser.run("[...document.querySelectorAll('[data-figure=beside] h4')].map(h => h.textContent)")
-    assert panels == ["Token entropy", "Length", "Replies that ended"]
+    assert panels == ["Sequence entropy", "Length", "Replies that ended"]
 
 
 def test_a_policy_is_put_out_and_on_again(browser: Browser) -> None:
@@ -128,7 +128,7 @@ def test_hovering_tells_numbers_and_replies(browser: Browser) -> None:
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
     browser.run("new Promise(done => setTimeout(done, 200))")
     shown = text(browser, "#tip")
-    assert "dpo" in shown and "Token entropy" in shown and "[" in shown
+    assert "dpo" in shown and "Sequence entropy" in shown and "[" in shown
     assert "dpo at t 1.5 tells story 0 of prompt 0" in shown
 
 
