@@ -181,9 +181,11 @@ class Laws:
         self._weights, sums, self.log_totals = _weights(self.logits)
         if not self.log_totals.isfinite().all():
             raise FloatingPointError("the model's logits are not finite")
-        # -sum_v p_v log p_v, as a sum of what cannot be negative.
-        totals = sums.sum(-1)
-        self.entropies = totals.log() + torch.special.entr(self._weights).sum(-1).to(totals) / totals
+        means = (self._weights * self.logits).sum(-1)
+        if not means.isfinite().all():  # a logit of -inf, whose weight is 0
+            least = torch.finfo(self.logits.dtype).min
+            means = (self._weights * self.logits.clamp(min=least)).sum(-1)
+        self.entropies = (self.log_totals - means.to(sums) / sums.sum(-1)).clamp(min=0)
         self.log_drawn_totals = self.log_totals
         if not decoding.is_own_law:
             self._weights, sums, self.log_drawn_totals = _weights(decoding.apply(self.logits))

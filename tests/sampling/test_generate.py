@@ -10,7 +10,7 @@ import torch
 from spl.data.prompts import reply_batch
 from spl.logprobs.sequence import sequence_logps
 from spl.models import load_model
-from spl.sampling.generate import draw, sample
+from spl.sampling.generate import Laws, draw, sample
 from spl.sampling.logits import Decoding
 from spl.types import Prompt
 
@@ -161,6 +161,17 @@ def test_what_a_reply_says_of_itself_is_what_scoring_says(model: torch.nn.Module
         torch.testing.assert_close(torch.tensor([r.entropy for r in replies]).double(), scored.entropies.double())
         assert scored.num_tokens.tolist() == [len(r.token_ids) for r in replies]
         assert [r.ended for r in replies] == [r.token_ids[-1] == eos for r in replies]
+
+
+def test_entropies_are_those_of_the_laws() -> None:
+    """Of flat, sharp and barred ones, by torch's own distribution."""
+    logits = (
+        torch.randn(6, 700, generator=torch.Generator().manual_seed(0)) * torch.tensor([0, 0.1, 1, 3, 30, 3])[:, None]
+    )
+    logits[5, 100:] = -torch.inf
+    expected = torch.distributions.Categorical(logits=logits[:5].double()).entropy().tolist()
+    expected.append(torch.distributions.Categorical(logits=logits[5, :100].double()).entropy().item())
+    assert Laws(logits, Decoding()).entropies.tolist() == pytest.approx(expected, abs=2e-5)
 
 
 def test_a_model_that_gives_no_numbers_is_no_law(model: torch.nn.Module) -> None:
