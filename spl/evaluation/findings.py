@@ -112,7 +112,7 @@ def _stories(replies: Replies, rules: Rules) -> list[str]:
     return [text for messages, texts in pairs if rules.is_story(messages) for text in texts]
 
 
-def caveats(estimates: Iterable[Record], rules: Rules, drawn: Sequence[Replies], items: Sequence[Record]) -> list[str]:
+def caveats(estimates: Iterable[Record], rules: Rules, drawn: Iterable[Replies], items: Iterable[Record]) -> list[str]:
     """What a reader must know beside the figures.
 
     Args:
