@@ -6,11 +6,13 @@ from spl.evaluation.drawing import Job, Key, Question, beginning
 from spl.results import Record
 from spl.sampling.logits import Decoding
 from spl.sampling.protocol import ChatRequest, Completion
-from spl.sampling.server import ChatServer
+from spl.sampling.server import ChatServer, ServerRefusalError
 
 
 class ServerDrawer:
     """From a server, many requests at a time; conversations come in the order in which they are answered.
+
+    One that the server refuses gets a note in place of replies, and is asked for again when the program goes on.
 
     Args:
         server: to ask.
@@ -34,8 +36,12 @@ class ServerDrawer:
         requests = (self._request(job.questions[0]) for job in jobs)
         for number, completions in self.server.each(requests):
             (question,) = jobs[number].questions
-            samples = [completion_record(question, k, one) for k, one in enumerate(completions)]
-            yield jobs[number], [beginning(question), *samples]
+            if isinstance(completions, ServerRefusalError):
+                text = f"prompt {question.asked.item} is left out: {completions}"
+                yield jobs[number], [{"kind": "note", "item": question.asked.item, "text": text}]
+            else:
+                samples = [completion_record(question, k, one) for k, one in enumerate(completions)]
+                yield jobs[number], [beginning(question), *samples]
 
     def is_done(self, job: Job, written: set[Key]) -> bool:
         return job.is_in(written)

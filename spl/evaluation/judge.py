@@ -3,10 +3,12 @@
 It is asked at temperature 0, and every answer is kept on disk as it comes, by the judge's name, the prompt's version
 and the content: a run that was killed or is repeated asks nothing twice. An answer that cannot be read is asked for
 once more with a reminder of the form; if that cannot be read either there is no verdict, which is counted, not guessed.
+Nor is there one where the server refuses a question, for its length or its words; it is asked anew by the next run.
 """
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +20,10 @@ from spl.evaluation.judge_prompts import COMPARISON, DIVERSITY, JudgePrompt, man
 from spl.results import Appender, header
 from spl.sampling.logits import Decoding
 from spl.sampling.protocol import ChatRequest
-from spl.sampling.server import ChatServer
+from spl.sampling.server import ChatServer, ServerRefusalError
 from spl.types import Message
+
+log = logging.getLogger("spl")
 
 Verdict = dict[str, str]
 Asked = tuple[JudgePrompt, list[Message]]
@@ -61,21 +65,24 @@ class Judge:
         self._known: dict[str, str] = {record["key"]: record["text"] for record in self._file.records}
 
     def ask(self, questions: Sequence[Question]) -> list[Verdict | None]:
-        """A verdict on each, in order; None where the judge's answers could not be read.
+        """A verdict on each, in order; None where the judge's answers could not be read, or the question was refused.
 
         Raises:
             UserError: the server does not answer; what it has answered is kept.
         """
         answers = self._answers([(prompt, prompt.messages(content)) for prompt, content in questions])
-        verdicts = [question.prompt.read(answer) for question, answer in zip(questions, answers, strict=True)]
-        unread = [k for k, verdict in enumerate(verdicts) if verdict is None]
-        prompts = [questions[k].prompt for k in unread]
-        again = [(p, p.again(questions[k].content, answers[k])) for k, p in zip(unread, prompts, strict=True)]
-        for k, prompt, answer in zip(unread, prompts, self._answers(again), strict=True):
-            verdicts[k] = prompt.read(answer)
+        verdicts = [_read(question.prompt, answer) for question, answer in zip(questions, answers, strict=True)]
+        unread = {
+            k: (question.prompt, question.prompt.again(question.content, answer))
+            for k, (question, answer) in enumerate(zip(questions, answers, strict=True))
+            if answer is not None and verdicts[k] is None
+        }
+        for k, answer in zip(unread, self._answers(list(unread.values())), strict=True):
+            verdicts[k] = _read(questions[k].prompt, answer)
         return verdicts
 
-    def _answers(self, asked: Sequence[Asked]) -> list[str]:
+    def _answers(self, asked: Sequence[Asked]) -> list[str | None]:
+        """None of what the server refuses."""
         keys = [self._key(prompt, messages) for prompt, messages in asked]
         new = {key: one for key, one in zip(keys, asked, strict=True) if key not in self._known}
         requests = [
@@ -88,8 +95,11 @@ class Judge:
         quiet = not console.is_terminal
         for number, completions in track(answered, said, len(requests), console=console, transient=True, disable=quiet):
             key, (prompt, _) = waiting[number]
-            self._keep(key, prompt, completions[0].text)
-        return [self._known[key] for key in keys]
+            if isinstance(completions, ServerRefusalError):
+                log.warning("No verdict: %s", completions)
+            else:
+                self._keep(key, prompt, completions[0].text)
+        return [self._known.get(key) for key in keys]
 
     def _keep(self, key: str, prompt: JudgePrompt, text: str) -> None:
         self._file.add(
@@ -100,6 +110,10 @@ class Judge:
     def _key(self, prompt: JudgePrompt, messages: list[Message]) -> str:
         asked = json.dumps([self.server.model, prompt.name, self.max_tokens, messages])
         return hashlib.sha256(asked.encode()).hexdigest()
+
+
+def _read(prompt: JudgePrompt, answer: str | None) -> Verdict | None:
+    return None if answer is None else prompt.read(answer)
 
 
 def win_rates(judge: Judge, comparisons: Sequence[Comparison]) -> list[dict[str, float]]:

@@ -244,12 +244,13 @@ def _tokens(records: list[Record]) -> list[int]:
 
 def _tell(records: list[Record], speed: str) -> None:
     """What the file holds, and how fast it came."""
-    for record in records:
-        if record["kind"] == "note":
-            log.warning(record["text"])
     samples = [record for record in records if record["kind"] == "sample"]
+    replied = {record["item"] for record in samples}
+    for record in records:
+        if record["kind"] == "note" and record["item"] not in replied:
+            log.warning(record["text"])
     if not samples:
-        raise UserError("no prompt has replies: of each fewer than 10 % of the first particles survived.")
+        raise UserError("no prompt has replies, for the reasons above.")
     lengths, ended = _tokens(records), sum(record["finish"] == "stop" for record in samples) / len(samples)
     cells = {
         "replies": f"{len(samples):,}",

@@ -141,11 +141,11 @@ def _check_whole(results: Results) -> None:
     replies = Counter(record["item"] for record in results.of("sample"))
     given_up = {record["item"] for record in results.of("note") if "item" in record}
     num_samples = results.header["settings"]["num_samples"]
-    whole = sum(num >= num_samples for num in replies.values()) + len(given_up)
-    if whole < asked:
+    whole = {item for item, num in replies.items() if num >= num_samples} | (given_up - replies.keys())
+    if len(whole) < asked:
         raise UserError(
-            f"{results.path} holds all replies to {whole} of {asked} prompts: run the same spl sample command again, "
-            "which goes on to its end."
+            f"{results.path} holds all replies to {len(whole)} of {asked} prompts: run the same spl sample "
+            "command again, which goes on to its end."
         )
 
 

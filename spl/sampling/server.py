@@ -31,6 +31,12 @@ from spl.types import Message, UserError
 
 log = logging.getLogger("spl")
 
+_HOPELESS = 16  # refusals, and no answer, after which the rest is not asked for
+
+
+class ServerRefusalError(UserError):
+    """A server refuses one request, for its length or its words, and may answer another."""
+
 
 class ChatServer:
     """A server, and what it was found not to know.
@@ -88,20 +94,26 @@ class ChatServer:
         """The n replies to one conversation; the arguments are those of `ChatRequest`.
 
         Raises:
-            UserError: there is no answer, or the server refuses what was asked for.
+            ServerRefusalError: the server refuses what was asked for.
+            UserError: there is no answer.
         """
         request = ChatRequest(messages, n, decoding or Decoding(), max_tokens, seed, logprobs)
         [(_, found)] = self.each([request])
+        if isinstance(found, ServerRefusalError):
+            raise found
         return found
 
-    def each(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, list[Completion]]]:
+    def each(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, list[Completion] | ServerRefusalError]]:
         """Ask for all of them, several at a time -> (number of the request, its replies) as the answers come.
 
-        Requests are taken from the iterable as there is room. A generator that is left early breaks the others off.
+        Requests are taken from the iterable as there is room. A generator that is left early breaks the others off. A
+        refusal takes the place of the replies.
 
         Raises:
-            UserError: there is no answer, or the server refuses what was asked for.
+            ServerRefusalError: the first 16 were all refused.
+            UserError: there is no answer.
         """
+        refusals, answers = 0, 0
         from anyio.from_thread import start_blocking_portal
 
         waiting = enumerate(requests)
@@ -115,7 +127,12 @@ class ChatServer:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield running.pop(future), future.result()
+                    found = _outcome(future)
+                    refused = isinstance(found, ServerRefusalError)
+                    refusals, answers = refusals + refused, answers + (not refused)
+                    if refused and not answers and refusals >= _HOPELESS:
+                        future.result()
+                    yield running.pop(future), found
 
     def _client(self) -> Any:
         import openai
@@ -219,11 +236,11 @@ class ChatServer:
         """The fields that the server named, or all that may be left out.
 
         Raises:
-            UserError: none may be.
+            ServerRefusalError: none may be.
         """
         refused = {name for name in optional if re.search(rf"\b{name}\b", said)} or optional
         if not refused:
-            raise UserError(f"{self.base_url} refuses the request: {said}.")
+            raise ServerRefusalError(f"{self.base_url} refuses the request: {said}.")
         return refused
 
     def _learn(self, refused: set[str]) -> None:
@@ -253,3 +270,10 @@ class ChatServer:
                 "it may pass over temperature or seed (transformers serve does so where the model's "
                 "generation_config.json has no do_sample: true).",
             )
+
+
+def _outcome(future: Future[list[Completion]]) -> list[Completion] | ServerRefusalError:
+    try:
+        return future.result()
+    except ServerRefusalError as refusal:
+        return refusal

@@ -145,6 +145,20 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     assert first == [{"verdict": "a"}] * 7
 
 
+def test_a_question_that_is_refused_has_no_verdict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def answer(body: dict[str, Any], _: int) -> Answer:
+        return refusal("filtered") if "worse" in content(body) else longer_wins(body)
+
+    pairs = [Comparison(ASKED, "long", "st"), Comparison(ASKED, "bad", "worse")]
+    with serving(answer) as (url, bodies):
+        judged, refused = win_rates(a_judge(url, tmp_path), pairs)
+        assert judged["win_rate"] == 1 and refused == {"judge_unread": 1.0}
+        assert caplog.text.count("No verdict: ") == 2 and "filtered" in caplog.text
+        asked = len(bodies)
+        win_rates(a_judge(url, tmp_path), pairs)
+        assert all("worse" in content(body) for body in bodies[asked:]) and len(bodies) > asked
+
+
 def test_scores_of_diversity(tmp_path: Path) -> None:
     def scores(body: dict[str, Any], number: int) -> Answer:
         count = content(body).count("</answer_")

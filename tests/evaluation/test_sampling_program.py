@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_server import Answer, reply, serving
+from local_server import Answer, refusal, reply, serving
 
 from spl.cli import main
 from spl.evaluation import drawing_particles
@@ -159,6 +159,37 @@ def test_a_server(prompts: str, tmp_path: Path) -> None:
     assert found == {(f"q{k}", n): (f"{q} {n}", 2, "stop") for k, q in enumerate(QUESTIONS) for n in range(3)}
     assert {r["logp"] for r in records if r["kind"] == "sample"} == {-1.5}
     assert url not in (tmp_path / "a.jsonl").read_text()
+
+
+def test_a_prompt_that_a_server_refuses(prompts: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is left out and told; the same command asks for it again, and for nothing else."""
+    least = 1
+
+    def answer(body: dict[str, Any], _: int) -> Answer:
+        number = QUESTIONS.index(body["messages"][0]["content"])
+        return (
+            reply(*["Tea."] * body["n"], tokens=body["n"], logprobs=[-1.0]) if number >= least else refusal("too long")
+        )
+
+    path = tmp_path / "a.jsonl"
+    with serving(answer) as (url, bodies):
+        options: dict[str, Any] = {"model": None, "server": url, "server_model": "m", "concurrency": 2}
+        for _ in range(2):
+            caplog.clear()
+            found = keyed(run(prompts, path, **options))
+            assert {item for item, _ in found} == {"q1", "q2", "q3", "q4"}
+            assert caplog.text.count("prompt q0 is left out: ") == 1 and "too long" in caplog.text
+            [file] = read_samples([path])
+            assert file.left_out == {"q0"} and len(file.replies) == 4
+        asked = [body["messages"][0]["content"] for body in bodies]
+        assert asked.count(QUESTIONS[1]) == 1 and asked.count(QUESTIONS[0]) > 1
+        least = 0
+        caplog.clear()
+        assert len(keyed(run(prompts, path, **options))) == 15 and not caplog.text.count("left out")
+        assert len(read_samples([path])[0].replies) == 5
+        least = 9
+        with pytest.raises(UserError, match="no prompt has replies"):
+            run(prompts, tmp_path / "b.jsonl", **options)
 
 
 @pytest.mark.parametrize(

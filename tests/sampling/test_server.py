@@ -9,7 +9,7 @@ from local_server import Answer, refusal, reply, serving
 
 from spl.sampling.logits import Decoding
 from spl.sampling.protocol import ChatRequest, Completion
-from spl.sampling.server import ChatServer
+from spl.sampling.server import ChatServer, ServerRefusalError
 from spl.types import Message, UserError
 
 ASK: list[Message] = [{"role": "user", "content": "Tea or coffee?"}]
@@ -95,6 +95,23 @@ def test_what_one_conversation_is_refused_for_holds_for_no_other(caplog: pytest.
             server.complete([{"role": "user", "content": "Tea? " * 30}], seed=1)
         server.complete(ASK, seed=1)
     assert {"top_k", "min_p", "seed"} <= bodies[-1].keys() and not caplog.text
+
+
+def test_a_refusal_takes_the_place_of_replies() -> None:
+    """The others are answered; a server that refuses whatever it is asked is not asked a thousand times."""
+
+    def answer(body: dict[str, Any], _: int) -> Answer:
+        return refusal("too long") if body["messages"][0]["content"] == "1" else reply("Tea.", tokens=2)
+
+    with serving(answer) as (url, _):
+        requests = [ChatRequest([{"role": "user", "content": str(k)}]) for k in range(4)]
+        found = dict(ChatServer(url, "m", concurrency=2).each(requests))
+    assert {k: isinstance(replies, list) for k, replies in found.items()} == {0: True, 1: False, 2: True, 3: True}
+    assert "refuses the request: 400 " in str(found[1]) and "too long" in str(found[1])
+    with serving(lambda *_: refusal("no")) as (url, bodies):
+        with pytest.raises(ServerRefusalError, match="refuses the request: 400"):
+            list(ChatServer(url, "m", concurrency=1).each([ChatRequest(ASK)] * 1000))
+        assert 16 <= len(bodies) <= 40
 
 
 def test_another_name_for_the_most_tokens() -> None:
