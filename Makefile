@@ -1,7 +1,9 @@
 # make quickstart   train a real chat model with DPO and with SPL, and see the difference
 # make paper-small  the paper's evidence with SmolLM2-135M, from training to runs/paper-small/report.html, in 46 minutes
-#                   on two cores; data from the Hub, or with DATA=DIR from local files
-# make paper        the same with every baseline, each at its own best learning rate, three seeds: for a GPU or a night
+#                   on two cores; data from the Hub, or with DATA=DIR from DIR/hh_harmless.jsonl.gz, mmlu_val.jsonl.gz,
+#                   truthfulqa_mc.jsonl.gz and global_opinions.jsonl.gz (.jsonl as well). ARGS='--training.steps 48'
+# make paper        the same with every baseline, each at its own best learning rate, three seeds, and from DATA also
+#                   gsm8k_test*.jsonl.gz and math500*.jsonl.gz: for a GPU. ARGS makes it small enough for a CPU
 # make test         lint, types and tests, on a machine that has done nothing else
 # make test-gpu     the tests that need CUDA, on all GPUs of this machine
 # make fuzz         fuzzing for longer than the tests do: SCALE times as many inputs, SPL_FUZZ_SEED their seed
@@ -19,12 +21,13 @@ quickstart: $(VENV)/demo.done
 	HF_HUB_OFFLINE=1 $(BIN)/python -m spl.quickstart
 
 DATA ?=
+ARGS ?=
 PAPER = $(if $(DATA),HF_HUB_OFFLINE=1) $(BIN)/spl paper $(if $(DATA),--data $(DATA))
 paper-small: $(VENV)/paper.done
-	$(PAPER) --config configs/paper/small.yaml --output runs/paper-small
+	$(PAPER) --config configs/paper/small.yaml --output runs/paper-small $(ARGS)
 
 paper: $(VENV)/paper.done
-	$(PAPER) --config configs/paper/full.yaml --output runs/paper
+	$(PAPER) --config configs/paper/full.yaml --output runs/paper $(ARGS)
 
 test: lint types tests
 

@@ -25,7 +25,7 @@ Soft Preference Learning: preference training that keeps a language model's dive
   spl sweep     --config CONFIG   a grid of settings and seeds, one run each
   spl sample    --model MODEL     replies to prompts, from a model or a server
   spl pairs     divpo             preference pairs from samples and a reward model, by a recipe
-  spl evaluate  EVALUATION        diversity-quality, best-of-n, calibration or opinions of policies
+  spl evaluate  EVALUATION        diversity-quality, best-of-n, calibration, opinions or lm-eval of policies
   spl paper     --config CONFIG   all of it in a row: the paper's evidence from training to the report
   spl report    RESULTS           one page of figures and tables of all that was measured
 

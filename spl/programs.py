@@ -35,7 +35,7 @@ def run_program(target: str, name: str, args: list[str]) -> None:
     module, _, function_name = target.partition(":")
     function: Callable[..., None] = getattr(_imported(module, name), function_name)
     says = (inspect.getdoc(function) or "").split("\n\nArgs:")[0]
-    parser = ProgramParser(prog=f"spl {name}", allow_abbrev=False, description=says)
+    parser = ProgramParser(prog=f"spl {name}", allow_abbrev=False, description=says, epilog=_hint(function))
     parser.add_argument("--config", action="config", help="A YAML file of these arguments.")
     parser.add_function_arguments(function, as_group=False, as_positional=False)
     settings = parser.instantiate_classes(parser.parse_settings(list(_with_lists(args, function)))).as_dict()
@@ -58,6 +58,14 @@ def _imported(module: str, name: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] == "spl":
             raise
         raise UserError(f"spl {name} needs the package {error.name}: pip install 'spl[evaluation]'.") from error
+
+
+def _hint(function: Callable[..., None]) -> str:
+    """What of the command line is not to be seen in a list of options."""
+    first = next(iter(inspect.signature(function).parameters))
+    lists = [name for name, hint in get_type_hints(function).items() if _is_list(hint)]
+    said = f" Values of a list follow its name: --{lists[0]} A B." if lists else ""
+    return f"What stands before any option is of --{first}.{said} -o is --output."
 
 
 def _with_lists(args: list[str], function: Callable[..., None]) -> Iterator[str]:

@@ -85,6 +85,9 @@ def sweep(
     The same command goes on with a sweep that was stopped. What the runs came to is in sweep.csv and sweep.jsonl, with
     the chosen ones marked.
 
+    Example: spl sweep configs/experiment/tiny.yaml --policies '{dpo: {model.alpha: null}, spl: {model.alpha: 1}}'
+    --grid '{model.lr: [1.0e-4, 1.0e-3]}' --seeds '[0, 1]' --output runs/sweep
+
     Args:
         experiment: config files of `spl fit`; of two that set the same the later wins.
         output: folder of the runs.

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from spl.cli import main
 from spl.disk import append
 from spl.paper.evidence import Evidence
-from spl.paper.policies import Arm, Trainer
-from spl.paper.settings import Measuring, Training
+from spl.paper.policies import Arm, Trainer, prepare
+from spl.paper.settings import Measuring, Sizes, Training
 from spl.paper.steps import Steps
 from spl.results import header, read
 from spl.results import write as write_results
@@ -196,3 +197,15 @@ def test_settings_of_the_user_s_come_first_and_count(tmp_path: Path) -> None:
     found = Trainer(Steps(tmp_path), "tiny", Training(settings=given)).common(7)
     assert next(iter(found)) == "trainer"
     assert (found["trainer.gradient_clip_val"], found["trainer.max_steps"]) == (0.5, 7)
+
+
+@pytest.mark.parametrize("config", ["small", "full"])
+def test_local_data_are_enough_for_every_config(tmp_path: Path, shared_data: Path, config: str) -> None:
+    """A thousand pairs, and a file for each source of questions and problems that the config names."""
+    settings = yaml.safe_load((Path(TINY).parent / f"{config}.yaml").read_text())
+    sizes, steps = Sizes(**settings["sizes"]), Steps(tmp_path, shared_data)
+    prepare(steps, sizes)
+    for part in ("prompts", "dev", "reward_dev", "reward", "train"):
+        assert len(Path(steps.part(part)).read_text().splitlines()) == getattr(sizes, part)
+    for source in ("mmlu", "truthfulqa", "opinions", *settings["measuring"].get("problems", ())):
+        assert source == "arithmetic" or Path(steps.source(source)).is_file()

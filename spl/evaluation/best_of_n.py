@@ -61,6 +61,9 @@ def best_of_n(
     paired differences to a rival, the accuracy of the most frequent and of the best-rewarded answer, distinct and
     repeated answers, and the samples that match a rival.
 
+    Example: spl evaluate best-of-n samples/gsm8k --problems gsm8k --difficulty samples/gsm8k-apart/base.jsonl
+    --rival "dpo, t 1" --output results/gsm8k.jsonl
+
     Args:
         samples: files or folders that spl sample wrote, of the same problems.
         problems: "arithmetic", "gsm8k", "math", a local file, or a data set's id on the Hub as ID:CONFIG:SPLIT; what

@@ -63,6 +63,9 @@ def calibration(
     Probabilities are normalised over the letters; the mass on them is told beside. On one core a 135M model answers
     one or two questions a second.
 
+    Example: spl evaluate calibration --models '{sft: runs/sft/export, dpo: runs/dpo/export}' --base sft
+    --output results/calibration.jsonl
+
     Args:
         models: a label to a model's folder, adapter, .gguf file or Hub id, or to a list of these, one a training seed.
         output: file of results to write.

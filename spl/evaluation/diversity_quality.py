@@ -75,6 +75,8 @@ def diversity_quality(
     Length, the share of replies that ended and of those that were cut stand beside every measure. A run that was killed
     goes on after the last policy that it measured.
 
+    Example: spl evaluate diversity-quality samples --reference runs/sft/export --output results/diversity.jsonl
+
     Args:
         samples: files that spl sample wrote (or folders of them), of any number of policies, ways of decoding and
             training seeds, all with the same prompts; or files of NoveltyBench's own evaluation.

@@ -39,6 +39,8 @@ def divpo(
 
     Replies that were cut take no part, since training would teach the end that they never came to; nor do empty ones.
 
+    Example: spl pairs divpo samples/sft.jsonl --reward_model runs/reward/export --output pairs.jsonl
+
     Args:
         samples: files that spl sample wrote, of the policy that is to be trained; several replies to each prompt.
         reward_model: folder or Hub id of a sequence-classification model with one label.

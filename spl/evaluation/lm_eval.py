@@ -53,6 +53,8 @@ def lm_eval(
     that `spl evaluate calibration` measures; of generation the tasks' own metrics are taken. Running it needs the
     package lm-eval: pip install 'spl[lm-eval]'.
 
+    Example: spl evaluate lm-eval --models '{dpo: runs/dpo/export}' --tasks hellaswag --output results/hellaswag.jsonl
+
     Args:
         output: file of results to write; the harness' own files go to a folder beside it, OUTPUT_logs.
         models: a label to a model's folder, adapter, .gguf file or Hub id, or to a list of these, one a training seed.

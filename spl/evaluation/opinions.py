@@ -59,6 +59,9 @@ def opinions(
 
     On one core a 135M model answers one or two questions a second, in each order of the options.
 
+    Example: spl evaluate opinions --models '{dpo: runs/dpo/export, spl: runs/spl/export}' --source survey
+    --output results/opinions.jsonl
+
     Args:
         models: a label to a model's folder, adapter, .gguf file or Hub id, or to a list of these, one a training seed.
         output: file of results to write.

@@ -69,6 +69,8 @@ def sample(
     The same command goes on where a killed one stopped. With several GPUs or machines, run it once for each with
     `--shard 1/8`, `--shard 2/8` and so on and an output of its own; evaluations take the files together.
 
+    Example: spl sample runs/dpo/export --policy dpo --prompts prompts.jsonl --output samples/dpo.jsonl
+
     Args:
         model: to draw from: its folder, an adapter's, a .gguf file, a Hub id, or "tiny".
         output: file of the replies, JSON lines.

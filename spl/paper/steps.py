@@ -9,13 +9,13 @@ from spl.types import UserError
 
 log = logging.getLogger(__name__)
 
-SOURCES = {  # a file in a folder of local data, and a data set on the Hub
+SOURCES = {  # how a file in a folder of local data begins, and a data set on the Hub
     "pairs": ("hh_harmless", "Anthropic/hh-rlhf"),
     "mmlu": ("mmlu_val", "cais/mmlu:all:validation"),
     "truthfulqa": ("truthfulqa_mc", "truthfulqa/truthful_qa:multiple_choice:validation"),
     "opinions": ("global_opinions", "Anthropic/llm_global_opinions:default:train"),
-    "gsm8k": ("gsm8k_test_first659", "gsm8k"),
-    "math": ("math500_first250", "math"),
+    "gsm8k": ("gsm8k_test", "gsm8k"),
+    "math": ("math500", "math"),
 }
 
 
@@ -46,10 +46,10 @@ class Steps:
         stem, hub = SOURCES.get(name, (name, name))
         if self.local is None or name not in SOURCES:
             return hub
-        found = sorted(self.local.glob(f"{stem}.jsonl*"))
+        found = sorted(self.local.glob(f"{stem}*.jsonl*"))
         if not found:
             raise UserError(
-                f"{self.local} has no {stem}.jsonl or {stem}.jsonl.gz: add it, or leave data out for the Hub."
+                f"{self.local} has no {stem}*.jsonl or {stem}*.jsonl.gz: add one, or leave data out for the Hub."
             )
         return str(found[0])
 

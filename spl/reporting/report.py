@@ -38,6 +38,8 @@ def report(
 ) -> None:
     """One page of figures, samples and tables of all that was measured, which opens anywhere without a network.
 
+    Example: spl report results samples runs -o report.html
+
     Args:
         results: files that `spl sample` and `spl evaluate` wrote, folders of them, and run folders of `spl fit`, whose
             curves are drawn.
