@@ -167,6 +167,12 @@ def eos_token_ids(model: Any, tokenizer: Any) -> set[int]:
     return {int(token) for token in (tokenizer.eos_token_id, *more) if token is not None}
 
 
+def num_positions(model: Any) -> int | None:
+    """Most tokens that a model was made for, None where its config does not say."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(most) if most else None
+
+
 def fingerprint(model: nn.Module) -> str:
     """A hash of a policy's starting weights and of what its config makes of them; adapters are no part of it.
 

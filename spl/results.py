@@ -149,6 +149,8 @@ def _parsed(path: Path, content: bytes) -> Results:
         raise ResultsError(f"{path} is no results file: its first line is no header, as spl sample and evaluate write.")
     if records[0].get("form") != FORM:
         raise ResultsError(f"{path} has form {records[0].get('form')}, but this version reads form {FORM}.")
+    if not isinstance(records[0].get("program"), str):
+        raise ResultsError(f"{path}: its header names no program, as that of spl sample or spl evaluate does.")
     return Results(records[0], records[1:], path)
 
 

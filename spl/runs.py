@@ -151,6 +151,7 @@ class _Pool:
         log.info("%s: %s", run.name, run.command)
         environment, began = self._devices.get(), time.perf_counter()
         try:
+            earlier = _begun_log(run)
             status = self._wait(run, os.environ | environment)
         finally:
             self._devices.put(environment)
@@ -159,12 +160,12 @@ class _Pool:
             append(run.log, FINISHED)
             log.info("%s: finished in %.0f s.", run.name, seconds)
             return Outcome("finished", seconds)
-        said = _last_said(run.log)
+        said = _last_said(run.log, earlier)
         log.error("%s: failed with exit status %d (%s): %s", run.name, status, run.log, said)
         return Outcome("failed", seconds, said)
 
     def _wait(self, run: Run, environment: dict[str, str]) -> int:
-        with _begun_log(run).open("ab") as file, self._lock:
+        with run.log.open("ab") as file, self._lock:
             if self._stopped:
                 return _TEMPORARY
             # A session of its own: Ctrl-C then comes here alone, and is handed on once.
@@ -242,16 +243,17 @@ def _environments(jobs: int) -> Iterator[dict[str, str]]:
         yield {"OMP_NUM_THREADS": threads, **device}
 
 
-def _begun_log(run: Run) -> Path:
-    """Its log, which begins with its command; one of another command is written over."""
+def _begun_log(run: Run) -> int:
+    """Begin its log with its command, one of another command is written over -> the bytes that stand there already."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
     if run.always or not run.log.exists() or not run.log.read_text("utf-8", "replace").startswith(run.first_line):
         run.log.write_text(run.first_line, encoding="utf-8")
-    return run.log
+    return run.log.stat().st_size
 
 
-def _last_said(path: Path) -> str:
-    """The last error in a log, or its last line."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def _last_said(path: Path, start: int) -> str:
+    """The last error in a log from a byte on, or its last line."""
+    written = path.read_bytes()[start:].decode(errors="replace")
+    lines = [line.strip() for line in written.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines)[-1]
+    return (errors or lines or ["it said nothing"])[-1]

@@ -122,6 +122,8 @@ def test_everything_in_a_row(
     assert commands[:3] == ["sft", "reward", "gem"] and commands[-1] == "report"
 
     def left(runs: Sequence[Run], jobs: int = 1) -> list[Outcome]:
+        if [run.name for run in runs] == ["policies"]:
+            return in_this_process(runs)
         commands.extend(run.name for run in runs if not run.is_finished())
         return [Outcome("skipped")] * len(runs)
 
@@ -160,14 +162,17 @@ def test_what_is_no_paper_is_refused_before_anything_runs(
 def test_a_way_of_decoding_that_gives_up_prompts_does_not_take_them_from_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of ten prompts one given up is passed over; with two the comparison goes on without; so if none is answered."""
-    given_up = {"dpo_seed=0": 0, "dpo_one_seed=0": 1, "dpo_two_seed=0": 2}
+    """Of ten prompts one given up is passed over; with two the comparison goes on without; so if none is answered.
+
+    One that breaks has given nothing up.
+    """
+    given_up = {"dpo_seed=0": 0, "dpo_one_seed=0": 1, "dpo_two_seed=0": 2, "dpo_none_seed=0": 10}
 
     def draw(runs: Sequence[Run], jobs: int) -> list[Outcome]:
         outcomes = []
         for run in runs:
             if run.result.stem not in given_up:
-                outcomes.append(Outcome("failed", said="no prompt has replies"))
+                outcomes.append(Outcome("failed", said="out of memory"))
                 continue
             records: list[dict[str, Any]] = []
             for k in range(10):
@@ -176,8 +181,9 @@ def test_a_way_of_decoding_that_gives_up_prompts_does_not_take_them_from_all(
                     continue
                 records.append({"kind": "prompt", "item": str(k), "messages": [{"role": "user", "content": "?"}]})
                 records.append({"kind": "sample", "item": str(k), "index": 0, "text": "!", "finish": "stop"})
-            write_results(run.result, header("sample", {}, policy="dpo", setting=run.result.stem), records)
-            outcomes.append(Outcome("finished"))
+            first = header("sample", {"num_samples": 1}, policy="dpo", setting=run.result.stem, num_items=10)
+            write_results(run.result, first, records)
+            outcomes.append(Outcome("failed" if run.result.stem == "dpo_none_seed=0" else "finished"))
         return outcomes
 
     use(monkeypatch, draw)
@@ -189,6 +195,21 @@ def test_a_way_of_decoding_that_gives_up_prompts_does_not_take_them_from_all(
     assert [Path(path).stem for path in found] == ["dpo_seed=0", "dpo_one_seed=0"]
     with pytest.raises(SystemExit):  # what has to be there
         evidence.sample(evidence.arms, "chat")
+    broken = Arm("dpo", 0, "m", setting="broken", options={"global_temperature": 1.1})
+    with pytest.raises(SystemExit):
+        evidence.sample([*dpo, broken], "chat")
+
+
+def test_a_sweep_that_fails_does_not_go_on_with_an_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use(monkeypatch, lambda runs, jobs=1: [Outcome("failed", said="made by another command") for _ in runs])
+    trainer = Trainer(Steps(tmp_path), "tiny", Training(sft_steps=0))
+    old = {"kind": "run", "policy": "dpo", "train_seed": 0, "chosen": True, "state": "finished", "folder": "old"}
+    write_results(tmp_path / "policies" / "sweep.jsonl", header("sweep", {}), [old])
+    with pytest.raises(SystemExit):
+        trainer.policies({"dpo": {"model.alpha": None}})
+    assert "The sweep failed" in caplog.text
 
 
 def test_settings_of_the_user_s_come_first_and_count(tmp_path: Path) -> None:

@@ -37,10 +37,12 @@ class Encoder:
         truncation: what happens to a longer row. "cut" drops the oldest tokens of the prompt (a BOS token stays), the
             same for all responses, down to a quarter of max_length, and then the ends of longer responses, which so
             lose their EOS; "drop" and "raise" raise TooLongError, which the caller may pass over.
-        turn_end: "template" scores all that the template writes to end the reply, "eos" stops at the EOS token, as
-            sampling does. Where the template writes nothing there, both score an EOS token.
+        turn_end: "template" scores all that the template writes to end the reply, "eos" stops at the first token there
+            that ends a reply, as sampling does. Where the template writes nothing there, both score an EOS token.
         reads_end: put one token more behind every response, so that its last own token goes through the network too:
             for a reward that is read there.
+        end_ids: tokens besides EOS that end a reply, as Gemma's <end_of_turn> does.
+        advice: what to do about a row that is too long.
     """
 
     tokenizer: Any
@@ -49,6 +51,8 @@ class Encoder:
     truncation: Truncation = "cut"
     turn_end: TurnEnd = "template"
     reads_end: bool = False
+    end_ids: tuple[int, ...] = ()
+    advice: str = "raise data.max_length, or set data.truncation to cut or drop"
 
     def __post_init__(self) -> None:
         for name, choices in (("template", Template), ("truncation", Truncation), ("turn_end", TurnEnd)):
@@ -226,8 +230,8 @@ class Encoder:
         # A response whose tokens reach past the prompt earlier than that parts from the first one there.
         start = min(past if ids[:past] == first[:past] else common(first[:past], ids) for ids in ids_of)
         sequences = [
-            self._ended(ids, start, _is_open(text[boundary:], reply))
-            for ids, text, reply in zip(ids_of, texts, example.responses, strict=True)
+            self._ended(encoding, text, boundary, reply)
+            for encoding, text, reply in zip(encodings, texts, example.responses, strict=True)
         ]
         bos = self.tokenizer.bos_token_id
         if not self.uses_model_template and bos is not None and self._adds_bos:
@@ -238,12 +242,17 @@ class Encoder:
             raise UserError(f"the template leaves no prompt before the reply, or no reply: {texts[0][-80:]!r}.")
         return sequences, start
 
-    def _ended(self, ids: list[int], start: int, is_open: bool) -> list[int]:
-        """Apply `turn_end`; `is_open` where the template writes no end."""
-        eos = self.tokenizer.eos_token_id
-        if is_open or (self.turn_end == "eos" and eos not in ids[start:]):
+    def _ended(self, encoding: Any, text: str, boundary: int, reply: str) -> list[int]:
+        """The token ids of a text, by `turn_end`; its first `boundary` characters are the prompt's."""
+        ids, eos, said = list(encoding.ids), self.tokenizer.eos_token_id, reply.strip()
+        if _is_open(text[boundary:], reply):
             return [*ids, eos]
-        return ids[: len(ids) - ids[::-1].index(eos)] if self.turn_end == "eos" else ids
+        if self.turn_end != "eos":
+            return ids
+        stands = text.rfind(said, boundary) if said else -1  # a template may write a reply in its own way
+        past = _token_past(encoding, stands + len(said) if stands >= 0 else boundary)
+        end = next((k for k in range(past, len(ids)) if ids[k] == eos or ids[k] in self.end_ids), None)
+        return [*ids, eos] if end is None else ids[: end + 1]
 
     def fit(self, sequences: list[list[int]], start: int) -> tuple[list[list[int]], int, int]:
         """Sequences of at most max_length, how many of the prompt's tokens that took, and how many tokens in all.
@@ -268,10 +277,7 @@ class Encoder:
     def refuse_long(self, longest: int) -> None:
         """Raise TooLongError of so many tokens, where they may not be cut."""
         if self.truncation != "cut":
-            raise TooLongError(
-                f"{longest} tokens are more than max_length {self.max_length}; "
-                "raise data.max_length, or set data.truncation to cut or drop."
-            )
+            raise TooLongError(f"{longest} tokens are more than max_length {self.max_length}; {self.advice}.")
 
     def without(self, ids: list[int], drop: int) -> list[int]:
         """Token ids less the oldest, of which a BOS token stays."""

@@ -27,9 +27,11 @@ _SENTENCE_END = re.compile(r"\.(?=\s|$)")
 _DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s*\\?%)?"
 # A minus after a letter, a digit or a bracket takes away; it is no sign.
 _LAST_NUMBER = re.compile(rf"(?<![\w.)])-?{_DIGITS}|{_DIGITS}")
-# "$18", "18 dollars", "18, since ...", but not "18 x + 1" or "18 and 19".
+# "$18", "18 dollars", "2 million dollars", "18, since ...", but not "18 x + 1", "18 and 19" or "18 squared".
+_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _NUMBER_FIRST = re.compile(
-    rf"[$€£]?\s*(-?{_DIGITS})(?:\s+(?!and\b|or\b|pi\b|sqrt\b)[^\W\d_]{{2,}}[^\d$\\=+*/^,]*)?(?:,\s+[^\W\d_].*)?"
+    rf"[$€£]?\s*(-?{_DIGITS})(?:\s+({'|'.join(_SCALES)})\b)?"
+    rf"(?:\s+(?!(?:and|or|pi|sqrt|squared|cubed)\b)[^\W\d_]{{2,}}[^\d$\\=+*/^,]*)?(?:,\s+[^\W\d_].*)?"
 )
 _MATH = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _PLAIN_NUMBER = re.compile(r"([+-]?)\s*((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d{1,6})?|\.\d{1,6})")
@@ -48,6 +50,7 @@ def final_answer(reply: str, ended: bool = True, last_number: LastNumber = "ende
         last_number: whether the last number of a reply that states no answer is its answer: of all replies, never, or
             only of those that ended, since the last number of a reply that was cut is a step on the way.
     """
+    reply = reply.replace("\u2212", "-")  # the sign that Unicode calls minus
     answer = _stated(reply)
     if answer is None and (last_number == "always" or (last_number == "ended" and ended)):
         answer = next((match[0] for match in reversed(list(_LAST_NUMBER.finditer(reply)))), None)
@@ -69,10 +72,17 @@ def _tidy(text: str) -> str | None:
     """An answer without what wraps it and without its unit."""
     text = text.strip(_WRAPPING).rstrip(".,;").strip(_WRAPPING)
     if match := _NUMBER_FIRST.fullmatch(text):
-        return match[1]
+        return _scaled(match[1], _SCALES[match[2]]) if match[2] else match[1]
     if match := _MATH.search(text):
         return (match[1] or match[2] or match[3]).strip()
     return text or None
+
+
+def _scaled(number: str, scale: int) -> str:
+    """A number and the word behind it as one number, if that is whole; else as it was."""
+    value = plain_number(number)
+    whole = None if value is None else value * scale
+    return number if whole is None or whole.denominator > 1 else str(whole.numerator)
 
 
 def answer_classes(answers: Sequence[str], equality: Equality) -> list[int]:

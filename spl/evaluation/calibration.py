@@ -7,17 +7,18 @@ fitted on questions that nothing else is measured on: what such a temperature do
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spl.data.collate import EncodedExample
+from spl.data.files import is_local
 from spl.data.multiple_choice import MultipleChoice, encode_choice, parse_choices
 from spl.data.orders import orders_of
 from spl.data.parsed import parsed_rows
-from spl.data.source import named_source
+from spl.data.source import Source, named_source
 from spl.data.tokenization import Encoder, Template, TooLongError
 from spl.evaluation.asked import Scores, collect, split
 from spl.evaluation.listed import each_policy, listed_logps, short_name
@@ -134,10 +135,16 @@ def _check(few_shot: int, orders: int, num_questions: int, fit: float | str, sou
             f"questions names more than one source {twice[0]!r}, which results could not tell apart: ask them in runs "
             "of their own, or give the files other names."
         )
-    if fit in sources:
+    if isinstance(fit, str) and _found(fit) in map(_found, sources):
         raise UserError(
             f"fit must be other questions than are measured, but is {fit!r} too: give a share, such as 0.3."
         )
+
+
+def _found(name: str) -> Source:
+    """The source, however it is written."""
+    source = named_source(name, "validation")
+    return replace(source, path=str(Path(name).resolve())) if is_local(name) else source
 
 
 def _read(name: str, num: int, seed: int, skip_bad: bool) -> list[MultipleChoice]:

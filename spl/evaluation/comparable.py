@@ -30,12 +30,11 @@ def comparable(files: Sequence[SampleFile]) -> tuple[list[str], int, list[str]]:
     items = [item for item in whole.prompts if all(file.replies.get(item) for file in files)]
     if not items:
         raise UserError("no prompt has replies of every policy and way of decoding.")
-    notes = []
-    if missing := len(whole.prompts) - len(items):
-        fewer = [label(file) for file in files if len(file.prompts) < len(whole.prompts)]
-        notes.append(
-            f"{missing} of {len(whole.prompts)} prompts are left out for all, as the sampler did: {_few(fewer)}."
-        )
+    notes = [f"{label(file)}: {text}" for file in files for text in file.notes]
+    asked = set().union(*(file.prompts.keys() | file.left_out for file in files))
+    if missing := len(asked) - len(items):
+        fewer = [label(file) for file in files if len(file.prompts) < len(asked)]
+        notes.append(f"{missing} of {len(asked)} prompts are left out for all, as the sampler did: {_few(fewer)}.")
     counts = {label(file): min(len(file.replies[item]) for item in items) for file in files}
     num = min(counts.values())
     if larger := [name for name, count in counts.items() if count > num]:

@@ -4,6 +4,7 @@ Of the replies to a prompt, those with a high reward are candidates to be chosen
 rejected. The most diverse of the first is preferred to the least diverse of the second; `spl fit` trains on such pairs.
 """
 
+import gzip
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -59,6 +60,8 @@ def divpo(
         raise UserError(f"rho is a share of the range of rewards in (0, 0.5], but is {rho}.")
     if (criterion == "embedding") != (encoder is not None):
         raise UserError("the criterion embedding needs an encoder, and the others have no use for one.")
+    if not output.name.endswith((".jsonl", ".jsonl.gz")):
+        raise UserError(f"the output is JSON lines and must be named .jsonl or .jsonl.gz, but is {output.name}.")
     pools = _pools(samples)
     scorer = RewardScorer.load(reward_model, device)
     rewards = scorer.score([messages for messages, _ in pools], [[r.text for r in replies] for _, replies in pools])
@@ -72,8 +75,9 @@ def divpo(
             rows[-1] |= {"chosen_reward": scores[best], "rejected_reward": scores[worst]}
     if not rows:
         raise UserError("no prompt has two different whole replies of different reward: sample more, or longer ones.")
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     with replacing(output) as file:
-        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        file.write(gzip.compress(content, mtime=0) if output.suffix == ".gz" else content)
     log.info("%d pairs in %s; %d prompts had no two replies to tell apart.", len(rows), output, len(pools) - len(rows))
 
 

@@ -23,8 +23,6 @@ from spl.types import UserError
 Key = tuple[Any, ...]
 """Kind, item and index of a record, which together are its own."""
 
-_UNBOUND = 10**9  # the prompt's length is checked against the model's own most positions
-
 
 class Question(NamedTuple):
     """A conversation, and its number among all of them, by which its random numbers go."""
@@ -108,7 +106,7 @@ class ModelDrawer:
         self.policy, self.decoding = policy, decoding
         self.num_samples, self.max_new_tokens = num_samples, max_new_tokens
         self.batch_size, self.seed = batch_size, seed
-        self.encoder = policy.encoder(_UNBOUND)
+        self.encoder = policy.encoder(None)  # the length is checked with the reply's
 
     def jobs(self, questions: Sequence[Question]) -> list[Job]:
         """Conversations of about one length together, since each is padded to the longest."""
@@ -154,8 +152,7 @@ class ModelDrawer:
     def _prompt(self, asked: Conversation) -> Sequence[int]:
         """Token ids up to where the reply begins."""
         ids = conversation_prompt(asked.messages, f"prompt {asked.item}", self.encoder).input_ids
-        config: Any = self.policy.model.config
-        most = getattr(config.get_text_config(), "max_position_embeddings", None)
+        most = self.policy.num_positions
         if most and len(ids) + self.max_new_tokens > most:
             raise UserError(
                 f"prompt {asked.item} has {len(ids):,} tokens, which with max_new_tokens {self.max_new_tokens:,} are "

@@ -42,6 +42,8 @@ class ServerDrawer:
             else:
                 samples = [completion_record(question, k, one) for k, one in enumerate(completions)]
                 yield jobs[number], [beginning(question), *samples]
+        if law := self.server.remarks.get("law"):
+            yield Job((), 0, 0), [{"kind": "note", "text": law}]
 
     def is_done(self, job: Job, written: set[Key]) -> bool:
         return job.is_in(written)

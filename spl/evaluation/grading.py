@@ -89,7 +89,9 @@ def matched(
     if not common:
         raise UserError("no problem has replies of every policy and way of decoding.")
     missing = len(items) - len(common)
-    notes = [f"{missing} of {len(items)} problems are left out for all, as a sampler gave them up."] if missing else []
+    notes = [f"{file.policy}, {file.setting}: {text}" for file in files for text in file.notes]
+    if missing:
+        notes.append(f"{missing} of {len(items)} problems are left out for all, as a sampler gave them up.")
     return [problem for problem in problems if problem.item in common], notes
 
 

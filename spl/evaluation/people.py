@@ -155,7 +155,8 @@ def _by_group(
 def _least(values: Tensor) -> float:
     """The smallest of the groups' means over questions [N, G]; a group of which a draw has no question has none."""
     means = values.nanmean(0)
-    return float(means[~means.isnan()].min())
+    known = means[~means.isnan()]
+    return float(known.min()) if len(known) else float("nan")
 
 
 def _known(values: Tensor) -> Tensor:

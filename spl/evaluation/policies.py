@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from spl.data.tokenization import Encoder, Template, TurnEnd
 from spl.logprobs.laws import score_laws
 from spl.logprobs.score import first_examples, gap_to_plain, prepare, score
-from spl.models import Dtype, eos_token_ids, fingerprint, load_model, load_tokenizer
+from spl.models import Dtype, eos_token_ids, fingerprint, load_model, load_tokenizer, num_positions
 from spl.trust import check_trust
 from spl.types import PreferenceBatch, ResponseLaws, ResponseLogps, UserError
 
 log = logging.getLogger(__name__)
 
+_UNBOUND = 10**9
 _ALLOWED_GAP = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats a token, as in training
 
 
@@ -75,11 +76,26 @@ class EvaluatedPolicy:
         """A hash of the weights."""
         return fingerprint(self.model)
 
+    @property
+    def num_positions(self) -> int | None:
+        """Most tokens that it was made for."""
+        return num_positions(self.model)
+
     def encoder(
-        self, max_length: int = 2048, *, template: Template = "auto", turn_end: TurnEnd = "template"
+        self, max_length: int | None = 2048, *, template: Template = "auto", turn_end: TurnEnd = "template"
     ) -> Encoder:
-        """Of prompts and replies as in training; a prompt that is too long raises, since an evaluation cuts nothing."""
-        return Encoder(self.tokenizer, max_length, template, "raise", turn_end)
+        """Of prompts and replies as in training; a prompt that is too long raises, since an evaluation cuts nothing.
+
+        Args:
+            max_length: most tokens, at most those that the model was made for; None for no bound.
+            template: see `Encoder`.
+            turn_end: see `Encoder`.
+        """
+        most = _UNBOUND if max_length is None else min(max_length, self.num_positions or max_length)
+        ends = tuple(sorted(self.eos_token_ids))
+        return Encoder(
+            self.tokenizer, most, template, "raise", turn_end, end_ids=ends, advice=_advice(max_length, most)
+        )
 
     @torch.inference_mode()
     def score(self, batch: PreferenceBatch) -> ResponseLogps:
@@ -115,6 +131,10 @@ class EvaluatedPolicy:
             return "forest"
         log.warning("%s: scored response by response, since the forest differs by %.2g nats%s.", self.name, gap, reason)
         return "plain"
+
+
+def _advice(asked: int | None, most: int) -> str:
+    return "raise max_length, or leave it out" if asked == most else "the model has no more positions: leave it out"
 
 
 def on_device(batch: PreferenceBatch, device: torch.device) -> PreferenceBatch:

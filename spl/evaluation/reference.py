@@ -46,7 +46,7 @@ def reference_losses(
     for (item, turns), drawn in zip(conversations.items(), replies, strict=True):
         prompt = conversation_prompt(tuple(turns), f"prompt {item}", encoder).input_ids
         exact = [_drawn(reference, encoder, prompt, reply) for reply in drawn]
-        rows = [tokens or _retokenised(encoder, turns, reply) for tokens, reply in zip(exact, drawn, strict=True)]
+        rows = [tokens or _retokenised(encoder, item, turns, reply) for tokens, reply in zip(exact, drawn, strict=True)]
         encoded.append([(row, tokens is not None) for row, tokens in zip(rows, exact, strict=True)])
     parts = [part for rows in encoded for part in tries([tokens for tokens, _ in rows], max_tokens)]
     logps = listed_logps(reference, parts, max_tokens, "the reference")
@@ -74,8 +74,9 @@ def _drawn(reference: EvaluatedPolicy, encoder: Encoder, prompt: tuple[int, ...]
     return Tokens((*prompt, *ids), len(prompt)) if text == encoder.before_reply + reply.text else None
 
 
-def _retokenised(encoder: Encoder, turns: Sequence[Message], reply: Reply) -> Tokens:
-    outcome = encoder.encode_all([PreferenceExample(tuple(turns), (reply.text,), ())])[0]
+def _retokenised(encoder: Encoder, item: str, turns: Sequence[Message], reply: Reply) -> Tokens:
+    example = PreferenceExample(tuple(turns), (reply.text,), (), row=f"a reply to prompt {item}")
+    outcome = encoder.encode_all([example])[0]
     if isinstance(outcome, UserError):
         raise outcome
     sequence, start = outcome[0].sequences[0], outcome[0].starts[0]

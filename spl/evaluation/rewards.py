@@ -19,7 +19,7 @@ from spl.logprobs.attention import FOREST, attention
 from spl.logprobs.linear import widen
 from spl.logprobs.rewards import last_states
 from spl.logprobs.score import both_ways
-from spl.models import fingerprint
+from spl.models import fingerprint, num_positions
 from spl.reward_models import load_reward_model
 from spl.types import Message, PreferenceExample, UserError
 
@@ -53,13 +53,15 @@ class RewardScorer:
     Args:
         model: a sequence-classification model with one label.
         tokenizer: its tokenizer.
-        max_length: most tokens of a conversation; longer ones are cut as `Encoder` says.
+        max_length: most tokens of a conversation, at most those that the model was made for; longer ones are cut as
+            `Encoder` says.
         batch_tokens: most tokens that go through the network at a time, padding counted where there is any.
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_length: int = 2048, batch_tokens: int = 16_384) -> None:
         self.model = model
-        self.encoder = Encoder(tokenizer, max_length)
+        known = [most - 1 for most in (num_positions(model), tokenizer.model_max_length) if most]  # one more is read
+        self.encoder = Encoder(tokenizer, min(max_length, *known))
         self.batch_tokens = batch_tokens
         self.fingerprint = fingerprint(model)
         self._shares: bool | None = None  # not known yet

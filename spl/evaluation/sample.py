@@ -120,7 +120,7 @@ def sample(
     questions = _shard([Question(*one) for one in enumerate(opened_with(system, asked))], shard)
     drawing: dict[str, Any] = {"num_samples": num_samples, "max_new_tokens": max_new_tokens, "seed": seed}
     labels = {
-        "policy": policy or Path(name).name,
+        "policy": policy or _label(name),
         "setting": (tempering or decoding).label,
         "train_seed": train_seed,
     }
@@ -173,6 +173,12 @@ def _check(model: str | None, server: str | None, server_model: str | None, **co
         if value < 1:
             raise UserError(f"{name} must be 1 or more, but is {value}.")
     return str(server_model or model)
+
+
+def _label(name: str) -> str:
+    """Of a policy that was given none: its file or folder, of a run's export the run."""
+    path = Path(name)
+    return path.parent.name if path.name == "export" and path.parent.name else path.name
 
 
 def _tempering(
@@ -236,7 +242,7 @@ def _run(drawer: Drawer, jobs: list[Job], file: Appender) -> None:
 
 
 def _key(record: Record) -> tuple[Any, ...]:
-    return record["kind"], record["item"], record.get("index")
+    return record["kind"], record.get("item"), record.get("index")
 
 
 def _tokens(records: list[Record]) -> list[int]:
@@ -249,7 +255,7 @@ def _tell(records: list[Record], speed: str) -> None:
     samples = [record for record in records if record["kind"] == "sample"]
     replied = {record["item"] for record in samples}
     for record in records:
-        if record["kind"] == "note" and record["item"] not in replied:
+        if record["kind"] == "note" and "item" in record and record["item"] not in replied:
             log.warning(record["text"])
     if not samples:
         raise UserError("no prompt has replies, for the reasons above.")

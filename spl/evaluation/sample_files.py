@@ -36,6 +36,7 @@ class SampleFile:
         prompts: item to conversation.
         replies: item to replies, in the order in which they were drawn.
         left_out: items that the sampler gave up, as a note in the file says.
+        notes: what else the sampler remarked.
     """
 
     policy: str
@@ -46,6 +47,7 @@ class SampleFile:
     prompts: dict[str, list[Message]] = field(default_factory=dict)
     replies: dict[str, list[Reply]] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_samples(paths: Sequence[str | Path], with_tokens: bool = False) -> list[SampleFile]:
@@ -58,7 +60,8 @@ def read_samples(paths: Sequence[str | Path], with_tokens: bool = False) -> list
         with_tokens: keep token ids too, which take more memory than texts do.
 
     Raises:
-        UserError: a file is no file of samples or not whole, two of them hold the same sample, or a prompt has none.
+        UserError: a file is no file of samples or not whole, two of one label are of different models or hold the same
+            sample, or a prompt has none.
     """
     found: dict[tuple[Any, ...], SampleFile] = {}
     seen: set[tuple[Any, ...]] = set()
@@ -92,6 +95,7 @@ def _are_tokens(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(token, int) for token in value))
 
 
+_OF_ALL = ("max_new_tokens", "system", "template")  # settings that parts of one policy have in common
 _NONE = type(None)
 # What is read of a record, in order; what it lacks is null.
 _HEADER = {"policy": _is(str), "setting": _is(str), "train_seed": _is(int, _NONE)}
@@ -114,9 +118,11 @@ def _fields(record: Record, path: Path, form: Mapping[str, Callable[[Any], bool]
 
 def _add(file: SampleFile, results: Results, seen: set[tuple[Any, ...]], with_tokens: bool) -> None:
     _check_whole(results)
+    _check_joins(file, results)
     file.headers.append(results.header)
     file.paths.append(results.path)
     file.left_out |= {record["item"] for record in results.of("note") if "item" in record}
+    file.notes += [record["text"] for record in results.of("note") if "item" not in record]
     for item, messages in (_fields(record, results.path, _PROMPT) for record in results.of("prompt")):
         if file.prompts.setdefault(item, messages) != messages:
             raise UserError(f"{results.path}: prompt {item!r} differs from that of another file.")
@@ -138,15 +144,37 @@ def _check_whole(results: Results) -> None:
     asked = results.header.get("num_items")
     if asked is None:  # as other tools write
         return
-    replies = Counter(record["item"] for record in results.of("sample"))
+    num_samples = (results.header.get("settings") or {}).get("num_samples")
+    if not isinstance(asked, int) or not isinstance(num_samples, int):
+        raise UserError(
+            f"{results.path}: its header gives num_items, but num_items or settings.num_samples is no number."
+        )
+    replies = Counter(record.get("item") for record in results.of("sample"))
     given_up = {record["item"] for record in results.of("note") if "item" in record}
-    num_samples = results.header["settings"]["num_samples"]
     whole = {item for item, num in replies.items() if num >= num_samples} | (given_up - replies.keys())
     if len(whole) < asked:
         raise UserError(
             f"{results.path} holds all replies to {len(whole)} of {asked} prompts: run the same spl sample "
             "command again, which goes on to its end."
         )
+
+
+def _check_joins(file: SampleFile, results: Results) -> None:
+    """Refuse to take the replies of two models, or to other requests, for those of one."""
+    for before, path in zip(file.headers, file.paths, strict=True):
+        if differs := _differences(before, results.header):
+            raise UserError(
+                f"{path} and {results.path} are both of {_name(file)!r}, but {differs[0]} differs: draw with a "
+                "--policy of its own for each, or give one of them."
+            )
+
+
+def _differences(*headers: Record) -> list[str]:
+    """What should be the same of two parts and is not."""
+    one, two = (header.get("settings") or {} for header in headers)
+    weights = [header.get("fingerprint") for header in headers]  # none where a server drew
+    is_same = weights[0] == weights[1] if all(weights) else any(weights) or one.get("model") == two.get("model")
+    return ([] if is_same else ["model"]) + [name for name in _OF_ALL if one.get(name) != two.get(name)]
 
 
 def _name(file: SampleFile) -> str:

@@ -9,6 +9,7 @@ from spl.evaluation.sample_files import read_samples
 from spl.paper.policies import DPO, Arm
 from spl.paper.settings import Measuring
 from spl.paper.steps import Steps
+from spl.results import read
 from spl.runs import Run, arguments, file_name
 
 log = logging.getLogger(__name__)
@@ -47,10 +48,17 @@ class Evidence:
 
         A global temperature gives up the prompts on which too few particles survive, perhaps all. Since policies are
         compared on the prompts to which all have replies, one that gave up many is left out.
+
+        Raises:
+            SystemExit: a step failed for another reason.
         """
         sure = [self._sampling(arm, folder, settings) for arm in arms if not _may_give_up(arm)]
         self.steps.run(*sure)
-        tried = self.steps.attempt(*(self._sampling(arm, folder, settings) for arm in arms if _may_give_up(arm)))
+        risky = [self._sampling(arm, folder, settings) for arm in arms if _may_give_up(arm)]
+        tried = self.steps.attempt(*risky)
+        if broken := [run.name for run in risky if run not in tried and not _gave_up(run)]:
+            log.error("%s failed, so the rest waits: mend it, and give the same command again.", broken[0])
+            raise SystemExit(1)
         return [str(run.result) for run in (*sure, *filter(_answers_most, tried))]
 
     def _sampling(self, arm: Arm, folder: str, settings: dict[str, Any]) -> Run:
@@ -108,6 +116,15 @@ class Evidence:
 
 def _may_give_up(arm: Arm) -> bool:
     return "global_temperature" in arm.options
+
+
+def _gave_up(run: Run) -> bool:
+    """Whether it came to its end, but left all prompts out."""
+    if not run.result.exists():
+        return False
+    results = read(run.result)
+    left_out = {note["item"] for note in results.of("note") if "item" in note}
+    return not results.of("sample") and len(left_out) == results.header["num_items"]
 
 
 def _answers_most(run: Run) -> bool:

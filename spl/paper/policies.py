@@ -138,7 +138,7 @@ class Trainer:
         """Train the policies by a sweep; returns the start and the chosen runs, each decoded by its own law.
 
         Raises:
-            SystemExit: no run of DPO has finished.
+            SystemExit: the sweep failed, or no run of DPO has finished.
         """
         settings = self.common(self.plan.steps) | {"model.model": self.begun}
         settings |= {"data.path": self.steps.part("train"), "data.val_path": self.steps.part("dev")}
@@ -156,9 +156,14 @@ class Trainer:
         }
         with replacing(config) as file:
             file.write(yaml.safe_dump(sweep, sort_keys=False).encode())
+        table = folder / "sweep.jsonl"
+        table.unlink(missing_ok=True)  # which would else pass for what a sweep that fails has come to
         # Always: the sweep itself skips what is finished, and tries again what failed.
-        execute([self.steps.step("policies", ["sweep", "--config", str(config)], folder / "sweep.jsonl", always=True)])
-        arms = list(_finished(folder / "sweep.jsonl"))
+        execute([self.steps.step("policies", ["sweep", "--config", str(config)], table, always=True)])
+        if not table.exists():
+            log.error("The sweep failed, so the rest waits: mend it, and give the same command again.")
+            raise SystemExit(1)
+        arms = list(_finished(table))
         if not any(arm.policy == DPO for arm in arms):
             log.error("No run of %s has finished, so there is nothing to compare the others with.", DPO)
             raise SystemExit(1)
@@ -167,6 +172,6 @@ class Trainer:
 
 def _finished(sweep: Path) -> Iterator[Arm]:
     """The chosen runs of a sweep that have come to their end."""
-    for row in read(sweep).of("run") if sweep.exists() else []:
+    for row in read(sweep).of("run"):
         if row["chosen"] and row["state"] == "finished":
             yield Arm(row["policy"], row["train_seed"], f"{row['folder']}/export")

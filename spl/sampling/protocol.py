@@ -61,6 +61,9 @@ def optional_fields(request: ChatRequest, n: int, first: int) -> dict[str, Any]:
     return fields
 
 
+_CUT = ("length", "max_tokens", "content_filter", "abort", "error")  # why a reply ends that did not by itself
+
+
 def completions(answer: Any, request: ChatRequest, raw_logprobs: bool) -> list[Completion]:
     """The replies that an answer of the openai package holds.
 
@@ -79,7 +82,7 @@ def completions(answer: Any, request: ChatRequest, raw_logprobs: bool) -> list[C
         Completion(
             text=choice.message.content or "",
             num_tokens=len(values) if counted else usage if len(choices) == 1 else None,
-            finish="length" if choice.finish_reason == "length" else "stop",
+            finish="length" if choice.finish_reason in _CUT else "stop",
             logp=sum(values) if known else None,
         )
         for choice, values in zip(choices, logprobs, strict=True)

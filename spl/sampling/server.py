@@ -51,6 +51,9 @@ class ChatServer:
         raw_logprobs: whether the server's log-probabilities are those before temperature and filters, as vLLM's are
             by default. Without it they are taken at temperature 1 without filters only, where there is one law.
 
+    Attributes:
+        remarks: what was said of the server, by topic; "law" where its own defaults may have changed it.
+
     Raises:
         UserError: the package openai is missing, or base_url is no URL.
     """
@@ -80,7 +83,7 @@ class ChatServer:
         self.raw_logprobs = raw_logprobs
         self._refused: set[str] = set()  # fields that the server does not take
         self._many = True  # whether it gives n replies to a request, and their lengths
-        self._said: set[str] = set()
+        self.remarks: dict[str, str] = {}
 
     def complete(
         self,
@@ -256,8 +259,8 @@ class ChatServer:
             self._say("seed", f"{self.base_url} takes no seed: another run will give other replies.")
 
     def _say(self, topic: str, sentence: str) -> None:
-        if topic not in self._said:
-            self._said.add(topic)
+        if topic not in self.remarks:
+            self.remarks[topic] = sentence
             log.warning(sentence)
 
     def _compare(self, replies: list[Completion], request: ChatRequest) -> None:

@@ -126,6 +126,18 @@ def test_another_mark_of_the_end_than_eos(tiny_tokenizer: Any) -> None:
         assert list(encoded.sequences[0][encoded.starts[0] :]) == [*letters("b"), *end]
 
 
+def test_tokens_that_end_a_reply_besides_eos(tiny_tokenizer: Any) -> None:
+    """As Gemma's: the template writes another mark than EOS and a line break, and sampling stops at the mark."""
+    mark = "{{ '<|pad|>\n' if m.role == 'assistant' else '<|end|>' }}"
+    other = with_template(tiny_tokenizer, "{{ '<|' + m['role'] + '|>' + m['content'] }}" + mark)
+    for ends, end in (((258,), [258]), ((), [258, NEWLINE, END])):
+        encoded, _ = Encoder(other, turn_end="eos", end_ids=ends).encode(example("a", "b", "c"))
+        assert list(encoded.sequences[0][encoded.starts[0] :]) == [*letters("b"), *end]
+    # A mark within the reply's own text is no end of it.
+    encoded, _ = Encoder(other, turn_end="eos", end_ids=(258,)).encode(example("a", "b<|pad|>b", "c"))
+    assert list(encoded.sequences[0][encoded.starts[0] :]) == [*letters("b"), 258, *letters("b"), 258]
+
+
 def test_a_cue_that_opens_a_thought_is_no_part_of_replies_without_one(tiny_tokenizer: Any) -> None:
     thinking = with_template(tiny_tokenizer, PART, cue="<|assistant|><think>")
     encoded, _ = Encoder(thinking).encode(example("a", "b", "<thank you"))

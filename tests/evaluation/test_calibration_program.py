@@ -114,6 +114,8 @@ def test_the_command_writes_what_a_report_reads(tmp_path: Path, capsys: pytest.C
         ({"fit": 1.5}, "fit must be a share between 0 and 1"),
         ({"fit": 1}, "fit must be a share between 0 and 1"),
         ({"fit": "SUMS"}, "fit must be other questions than are measured"),
+        ({"fit": "./SUMS"}, "fit must be other questions than are measured"),
+        ({"fit": "a/b:all", "questions": ["a/b:all:validation"]}, "fit must be other questions than are measured"),
         ({"questions": ["a/val.jsonl", "b/val.jsonl.gz"]}, "names more than one source 'val'"),
         ({"orders": 0}, "orders must be 1 or more"),
         ({"num_bins": 1}, "num_bins must be 2 or more"),
@@ -129,7 +131,8 @@ def test_the_command_writes_what_a_report_reads(tmp_path: Path, capsys: pytest.C
 )
 def test_a_mistake_is_told(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
     questions = sums(tmp_path / "sums.jsonl", 5)
-    given = {k: questions if v == "SUMS" else v for k, v in change.items()}
+    named = {"SUMS": questions, "./SUMS": str(tmp_path / "." / "x" / ".." / "sums.jsonl")}
+    given = {k: named.get(v, v) if isinstance(v, str) else v for k, v in change.items()}
     arguments: dict[str, Any] = {"models": {"a": "tiny"}, "output": tmp_path / "o.jsonl", "questions": [questions]}
     with pytest.raises(UserError, match=complaint):
         calibration(**arguments | given)

@@ -352,6 +352,20 @@ def test_a_prompt_that_a_sampler_gave_up_is_left_out_for_all(tmp_path: Path) -> 
     assert "1 of 2 prompts are left out for all, as the sampler did: dpo, global 1.2." in notes(found)
 
 
+def test_prompts_that_different_samplers_gave_up_are_all_counted(tmp_path: Path) -> None:
+    three = {item: ["Tea", "Ale"] for item in "abc"}
+    files = [
+        write_samples(tmp_path / f"{gone}.jsonl", {k: v for k, v in three.items() if k != gone}, f"spl {gone}")
+        for gone in "ab"
+    ]
+    for file, gone in zip(files, "ab", strict=True):
+        more = [{"kind": "note", "item": gone, "text": "left out"}, {"kind": "note", "text": "an odd server"}]
+        Appender(Path(file), read(Path(file)).header).add(more)
+    told = notes(measured(tmp_path, *files))
+    assert "2 of 3 prompts are left out for all, as the sampler did: spl a, t 1; spl b, t 1." in told
+    assert "spl a, t 1: an odd server" in told
+
+
 def test_what_are_no_samples(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"model": "m", "id": "1", "prompt": "Tea?", "generations": "Tea"}')
     with pytest.raises(UserError, match=r"row 1: generations must be a list .* Expected samples as spl sample writes"):

@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from spl.cli import main
 from spl.data.formats import parse_row
+from spl.data.source import Source
 from spl.evaluation.divpo import choose_pair, diversities, divpo, word_frequencies
 from spl.evaluation.rewards import RewardScorer
 from spl.evaluation.sample_files import Reply
@@ -111,6 +112,18 @@ def test_pairs_by_the_command_line_are_rows_of_a_run(tmp_path: Path, reward_mode
     example = parse_row(row)
     assert example.prompt == tuple(PROMPT) and example.responses == (good[-1], bad[0])
     assert row["chosen_reward"] == pytest.approx(rewards[texts.index(good[-1])], abs=1e-5)
+
+
+def test_pairs_are_packed_where_their_name_says_so(tmp_path: Path, reward_model: str) -> None:
+    samples = sample_file(tmp_path / "samples.jsonl", [("Apples", "stop", -1.0), ("Pears", "stop", -2.0)])
+    for name in ("pairs.jsonl", "pairs.jsonl.gz"):
+        divpo([str(samples)], reward_model, tmp_path / name)
+    plain, packed = (
+        [row for _, row in Source(str(tmp_path / name)).rows()] for name in ("pairs.jsonl", "pairs.jsonl.gz")
+    )
+    assert plain == packed and len(plain) == 1
+    with pytest.raises(UserError, match=r"must be named \.jsonl or \.jsonl\.gz, but is pairs\.csv"):
+        divpo([str(samples)], reward_model, tmp_path / "pairs.csv")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`spl evaluate opinions`: shares against brute force, agreement with people by scipy, positions by hand."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from spl.data.propositions import Proposition
 from spl.data.source import Source
 from spl.data.survey import SURVEY
 from spl.evaluation.opinions import opinions
-from spl.evaluation.people import UNIFORM, against_people
+from spl.evaluation.people import UNIFORM, _least, against_people
 from spl.evaluation.policies import EvaluatedPolicy
 from spl.evaluation.propositions import positions
 from spl.evaluation.shares import Said, ask_shares, average
@@ -49,6 +50,11 @@ def test_shares_are_exact_probabilities_of_whole_answers(presentation: Any) -> N
         expected = torch.stack(logps).double()
         assert found[opinion.row].share.tolist() == pytest.approx(expected.softmax(0).tolist(), abs=1e-4)
         assert found[opinion.row].mass == pytest.approx(expected.exp().sum().item(), rel=1e-3)
+
+
+def test_the_worst_off_of_groups_of_which_a_draw_has_no_question() -> None:
+    assert _least(torch.tensor([[0.5, torch.nan], [0.7, torch.nan]])) == pytest.approx(0.6)
+    assert math.isnan(_least(torch.full((2, 3), torch.nan)))
 
 
 def test_orders_are_averaged_as_laws() -> None:

@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from spl.data.prompts import conversation_prompt
 from spl.evaluation.measures import cross_entropy_measures
 from spl.evaluation.policies import EvaluatedPolicy
 from spl.evaluation.reference import ReferenceLoss, reference_losses
 from spl.evaluation.sample_files import Reply
-from spl.types import Message
+from spl.models import load_tokenizer
+from spl.types import Message, UserError
 
 ASKED: list[list[Message]] = [[{"role": "user", "content": "Tea?"}], [{"role": "user", "content": "Or coffee?"}]]
 
@@ -82,6 +84,20 @@ def test_a_reference_without_a_template_takes_tokens_behind_a_space_alone() -> N
     [[other, own]] = reference_losses(policy, encoder, {"a": ASKED[0]}, [replies], 4096)
     assert other and own and (other.is_exact, own.is_exact) == (False, True)
     assert other.value == pytest.approx(own.value, abs=1e-4)
+
+
+def test_no_more_tokens_are_read_than_the_model_has_positions() -> None:
+    """Learnt positions end; a longer reply is one sentence, of which prompt and why, whatever max_length says."""
+    config = GPT2Config(vocab_size=300, n_positions=24, n_embd=16, n_layer=1, n_head=2)
+    policy = EvaluatedPolicy("small", GPT2LMHeadModel(config), load_tokenizer("tiny"), torch.device("cpu"))
+    encoder = policy.encoder(4096, turn_end="eos")
+    assert encoder.max_length == policy.num_positions == 24
+    [[found]] = reference_losses(policy, encoder, {"a": ASKED[0]}, [[Reply("Tea", None, "stop", None)]], 4096)
+    assert found is not None
+    with pytest.raises(UserError, match=r"^a reply to prompt a: .* more than max_length 24; the model has no more pos"):
+        reference_losses(policy, encoder, {"a": ASKED[0]}, [[Reply("xyz" * 20, None, "stop", None)]], 4096)
+    with pytest.raises(UserError, match="raise max_length"):
+        reference_losses(policy, policy.encoder(16), {"a": ASKED[0]}, [[Reply("xyz" * 20, None, "stop", None)]], 4096)
 
 
 def test_means_are_of_replies_and_of_tokens() -> None:

@@ -11,6 +11,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     CohereConfig,
     CohereForCausalLM,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
 )
@@ -172,3 +174,13 @@ def test_an_architecture_without_classification() -> None:
     config = CohereConfig(**sizes, num_attention_heads=1, pad_token_id=0, eos_token_id=1)
     with pytest.raises(UserError, match="no sequence classification for cohere"):
         as_classifier(CohereForCausalLM(config), torch.zeros(1, 8), 0)
+
+
+def test_no_more_tokens_are_read_than_the_model_has_positions() -> None:
+    """A long conversation is cut to them, as it is to max_length."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=300, n_positions=24, n_embd=16, n_layer=1, n_head=2, num_labels=1, pad_token_id=258)
+    scorer = RewardScorer(GPT2ForSequenceClassification(config).eval(), load_tokenizer("tiny"))
+    assert scorer.encoder.max_length == 23
+    ((short, long),) = scorer.score([ASKED[0]], [["Tea.", "xyz" * 30]])
+    assert isinstance(short, float) and isinstance(long, float)

@@ -12,7 +12,7 @@ from spl.types import UserError
 
 def samples(path: Path, items: dict[str, list[int]], **more: Any) -> Path:
     """A file of samples with the given indices for each item."""
-    first = header("sample", {}, **{"policy": "dpo", "setting": "t 1", "train_seed": None} | more)
+    first = header("sample", more.pop("settings", {}), **{"policy": "dpo", "setting": "t 1", "train_seed": None} | more)
     prompts = [
         {"kind": "prompt", "item": item, "messages": [{"role": "user", "content": f"Say {item}"}]} for item in items
     ]
@@ -54,6 +54,36 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", header("opinions", {}), ())
     with pytest.raises(UserError, match="results of opinions"):
         read_samples([tmp_path / "d.jsonl"])
+
+
+def test_samples_of_two_models_are_not_taken_for_those_of_one(tmp_path: Path) -> None:
+    samples(tmp_path / "a.jsonl", {"x": [0]}, fingerprint="1", settings={"max_new_tokens": 8, "shard": "1/2"})
+    for name, settings, fingerprint in (
+        ("model", {"max_new_tokens": 8}, "2"),
+        ("max_new_tokens", {"max_new_tokens": 9}, "1"),
+        ("system", {"max_new_tokens": 8, "system": "Be kind."}, None),
+    ):
+        samples(tmp_path / "b.jsonl", {"y": [0]}, fingerprint=fingerprint, settings=settings)
+        with pytest.raises(UserError, match=rf"both of 'dpo, t 1', but {name} differs: draw with a --policy"):
+            read_samples([tmp_path])
+    samples(tmp_path / "b.jsonl", {"y": [0]}, fingerprint="1", settings={"max_new_tokens": 8, "shard": "2/2"})
+    assert read_samples([tmp_path])[0].prompts.keys() == {"x", "y"}
+
+
+def test_files_of_other_tools_that_lack_something_are_named(tmp_path: Path) -> None:
+    found = read(samples(tmp_path / "a.jsonl", {"x": [0]}))
+    for first, records, said in (
+        ({**found.header, "program": None}, found.records, "names no program"),
+        ({**found.header, "num_items": 1, "settings": {}}, found.records, "is no number"),
+        (
+            {**found.header, "num_items": 1, "settings": {"num_samples": 1}},
+            [found.records[0], {k: v for k, v in found.records[1].items() if k != "item"}],
+            "as 'item'|holds all replies to 0 of 1",
+        ),
+    ):
+        write(tmp_path / "b.jsonl", first, records)
+        with pytest.raises(UserError, match=rf"b\.jsonl.*({said})"):
+            read_samples([tmp_path / "b.jsonl"])
 
 
 def test_what_a_killed_run_has_left_is_not_measured(tmp_path: Path) -> None:

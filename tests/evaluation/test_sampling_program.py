@@ -192,6 +192,23 @@ def test_a_prompt_that_a_server_refuses(prompts: str, tmp_path: Path, caplog: py
             run(prompts, tmp_path / "b.jsonl", **options)
 
 
+def test_a_server_whose_own_filters_may_hold_says_so_in_the_file(prompts: str, tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], _: int) -> Answer:
+        odd = {"top_k", "min_p"} & body.keys()
+        return (
+            refusal(f"unexpected {odd}", 422)
+            if odd
+            else reply(*["Tea."] * body["n"], tokens=body["n"], logprobs=[-1.0])
+        )
+
+    with serving(answer) as (url, _):
+        options: dict[str, Any] = {"model": None, "server": url, "server_model": "m", "concurrency": 1}
+        for _ in range(2):
+            run(prompts, tmp_path / "a.jsonl", **options)
+    [file] = read_samples([tmp_path])
+    assert len(file.notes) == 1 and "does not take min_p and top_k" in file.notes[0] and not file.left_out
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

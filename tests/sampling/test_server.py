@@ -114,6 +114,12 @@ def test_a_refusal_takes_the_place_of_replies() -> None:
         assert 16 <= len(bodies) <= 40
 
 
+@pytest.mark.parametrize(("said", "finish"), [("stop", "stop"), ("length", "length"), ("content_filter", "length")])
+def test_a_reply_that_a_filter_cut_has_not_ended(said: str, finish: str) -> None:
+    with serving(lambda *_: reply("Tea", finish=said, tokens=1)) as (url, _):
+        assert ChatServer(url, "m").complete(ASK)[0].finish == finish
+
+
 def test_another_name_for_the_most_tokens() -> None:
     def answer(body: dict[str, Any], _: int) -> Answer:
         old = "max_tokens" in body
