@@ -24,6 +24,7 @@ from spl.paper.steps import Steps
 from spl.results import header, read
 from spl.results import write as write_results
 from spl.runs import FINISHED, Outcome, Run
+from spl.types import UserError
 
 TINY = str(Path(__file__).parents[1] / "configs/paper/tiny.yaml")
 ran: list[str] = []
@@ -228,5 +229,19 @@ def test_local_data_are_enough_for_every_config(tmp_path: Path, shared_data: Pat
     prepare(steps, sizes)
     for part in ("prompts", "dev", "reward_dev", "reward", "train"):
         assert len(Path(steps.part(part)).read_text().splitlines()) == getattr(sizes, part)
+    assert Path(steps.source("pairs")) == shared_data / "hh_harmless.jsonl.gz"
     for source in ("mmlu", "truthfulqa", "opinions", *settings["measuring"].get("problems", ())):
         assert source == "arithmetic" or Path(steps.source(source)).is_file()
+
+
+def test_which_of_the_local_files_is_meant(tmp_path: Path) -> None:
+    steps = Steps(tmp_path / "paper", tmp_path)
+    for name, said in (("gsm8k_test_a.jsonl", None), ("gsm8k_test_b.jsonl.gz", "both"), ("gsm8k_test.jsonl", None)):
+        (tmp_path / name).touch()
+        if said:
+            with pytest.raises(UserError, match=r"has both gsm8k_test_a\.jsonl and gsm8k_test_b\.jsonl\.gz"):
+                steps.source("gsm8k")
+        else:
+            assert steps.source("gsm8k") == str(tmp_path / name)
+    with pytest.raises(UserError, match=r"has no math500\*\.jsonl or"):
+        steps.source("math")

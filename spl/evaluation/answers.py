@@ -27,11 +27,10 @@ _SENTENCE_END = re.compile(r"\.(?=\s|$)")
 _DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s*\\?%)?"
 # A minus after a letter, a digit or a bracket takes away; it is no sign.
 _LAST_NUMBER = re.compile(rf"(?<![\w.)])-?{_DIGITS}|{_DIGITS}")
-# "$18", "18 dollars", "2 million dollars", "18, since ...", but not "18 x + 1", "18 and 19" or "18 squared".
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+# "$18", "18 dollars", "18, since ...", but not "18 x + 1", "18 and 19" or "18 squared". "7 dozen eggs" is 7: mostly
+# the problem asks for dozens.
 _NUMBER_FIRST = re.compile(
-    rf"[$€£]?\s*(-?{_DIGITS})(?:\s+({'|'.join(_SCALES)})\b)?"
-    rf"(?:\s+(?!(?:and|or|pi|sqrt|squared|cubed)\b)[^\W\d_]{{2,}}[^\d$\\=+*/^,]*)?(?:,\s+[^\W\d_].*)?"
+    rf"[$€£]?\s*(-?{_DIGITS})(?:\s+(?!(?:and|or|pi|sqrt)\b|(?:squared|cubed)$)[^\W\d_]{{2,}}[^\d$\\=+*/^,]*)?(?:,\s+[^\W\d_].*)?"
 )
 _MATH = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _PLAIN_NUMBER = re.compile(r"([+-]?)\s*((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d{1,6})?|\.\d{1,6})")
@@ -72,17 +71,10 @@ def _tidy(text: str) -> str | None:
     """An answer without what wraps it and without its unit."""
     text = text.strip(_WRAPPING).rstrip(".,;").strip(_WRAPPING)
     if match := _NUMBER_FIRST.fullmatch(text):
-        return _scaled(match[1], _SCALES[match[2]]) if match[2] else match[1]
+        return match[1]
     if match := _MATH.search(text):
         return (match[1] or match[2] or match[3]).strip()
     return text or None
-
-
-def _scaled(number: str, scale: int) -> str:
-    """A number and the word behind it as one number, if that is whole; else as it was."""
-    value = plain_number(number)
-    whole = None if value is None else value * scale
-    return number if whole is None or whole.denominator > 1 else str(whole.numerator)
 
 
 def answer_classes(answers: Sequence[str], equality: Equality) -> list[int]:

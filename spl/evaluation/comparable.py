@@ -30,7 +30,7 @@ def comparable(files: Sequence[SampleFile]) -> tuple[list[str], int, list[str]]:
     items = [item for item in whole.prompts if all(file.replies.get(item) for file in files)]
     if not items:
         raise UserError("no prompt has replies of every policy and way of decoding.")
-    notes = [f"{label(file)}: {text}" for file in files for text in file.notes]
+    notes = list(dict.fromkeys(f"{label(file)}: {text}" for file in files for text in file.notes))
     asked = set().union(*(file.prompts.keys() | file.left_out for file in files))
     if missing := len(asked) - len(items):
         fewer = [label(file) for file in files if len(file.prompts) < len(asked)]

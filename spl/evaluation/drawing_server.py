@@ -37,7 +37,7 @@ class ServerDrawer:
         for number, completions in self.server.each(requests):
             (question,) = jobs[number].questions
             if isinstance(completions, ServerRefusalError):
-                text = f"prompt {question.asked.item} is left out: {completions}"
+                text = f"prompt {question.asked.item} is left out: the server refuses it: {completions.said}."
                 yield jobs[number], [{"kind": "note", "item": question.asked.item, "text": text}]
             else:
                 samples = [completion_record(question, k, one) for k, one in enumerate(completions)]

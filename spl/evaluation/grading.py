@@ -88,10 +88,10 @@ def matched(
     common = items.intersection(*(file.prompts for file in (*files, *apart)))
     if not common:
         raise UserError("no problem has replies of every policy and way of decoding.")
-    missing = len(items) - len(common)
-    notes = [f"{file.policy}, {file.setting}: {text}" for file in files for text in file.notes]
-    if missing:
-        notes.append(f"{missing} of {len(items)} problems are left out for all, as a sampler gave them up.")
+    notes = list(dict.fromkeys(f"{file.policy}, {file.setting}: {text}" for file in files for text in file.notes))
+    asked = items.union(*(file.left_out for file in files))
+    if missing := len(asked) - len(common):
+        notes.append(f"{missing} of {len(asked)} problems are left out for all, as a sampler gave them up.")
     return [problem for problem in problems if problem.item in common], notes
 
 

@@ -82,7 +82,11 @@ class Judge:
         return verdicts
 
     def _answers(self, asked: Sequence[Asked]) -> list[str | None]:
-        """None of what the server refuses."""
+        """None of what the server refuses.
+
+        Raises:
+            ServerRefusalError: it has refused all that it was ever asked.
+        """
         keys = [self._key(prompt, messages) for prompt, messages in asked]
         new = {key: one for key, one in zip(keys, asked, strict=True) if key not in self._known}
         requests = [
@@ -93,12 +97,17 @@ class Judge:
         said = f"asking {self.server.model}"
         console = Console(stderr=True)
         quiet = not console.is_terminal
+        refused: list[ServerRefusalError] = []
         for number, completions in track(answered, said, len(requests), console=console, transient=True, disable=quiet):
             key, (prompt, _) = waiting[number]
             if isinstance(completions, ServerRefusalError):
-                log.warning("No verdict: %s", completions)
+                refused.append(completions)
             else:
                 self._keep(key, prompt, completions[0].text)
+        if refused and not self._known:
+            raise refused[0]
+        if refused:
+            log.warning("No verdict on %d questions. Of the first: %s", len(refused), refused[0])
         return [self._known.get(key) for key in keys]
 
     def _keep(self, key: str, prompt: JudgePrompt, text: str) -> None:

@@ -93,9 +93,9 @@ class EvaluatedPolicy:
         """
         most = _UNBOUND if max_length is None else min(max_length, self.num_positions or max_length)
         ends = tuple(sorted(self.eos_token_ids))
-        return Encoder(
-            self.tokenizer, most, template, "raise", turn_end, end_ids=ends, advice=_advice(max_length, most)
-        )
+        at_end = most == self.num_positions
+        advice = "the model has no more positions: leave it out" if at_end else "raise max_length, or leave it out"
+        return Encoder(self.tokenizer, most, template, "raise", turn_end, end_ids=ends, advice=advice)
 
     @torch.inference_mode()
     def score(self, batch: PreferenceBatch) -> ResponseLogps:
@@ -131,10 +131,6 @@ class EvaluatedPolicy:
             return "forest"
         log.warning("%s: scored response by response, since the forest differs by %.2g nats%s.", self.name, gap, reason)
         return "plain"
-
-
-def _advice(asked: int | None, most: int) -> str:
-    return "raise max_length, or leave it out" if asked == most else "the model has no more positions: leave it out"
 
 
 def on_device(batch: PreferenceBatch, device: torch.device) -> PreferenceBatch:

@@ -93,7 +93,7 @@ def sample(
         num_particles: of each run of the sequential Monte Carlo.
         num_runs: independent runs of it a prompt.
         resample_below: effective sample size, as a share of the particles, below which they are resampled.
-        policy: label of the policy in reports; the model's name by default.
+        policy: label of the policy in reports; by default the model's name, or of a run's export the run's.
         train_seed: seed of the policy's training run, for intervals over seeds.
         seed: of the replies; equal ones draw the same from the same model, and different policies with equal luck.
         shard: part of the prompts, as 3/8.

@@ -60,8 +60,8 @@ def read_samples(paths: Sequence[str | Path], with_tokens: bool = False) -> list
         with_tokens: keep token ids too, which take more memory than texts do.
 
     Raises:
-        UserError: a file is no file of samples or not whole, two of one label are of different models or hold the same
-            sample, or a prompt has none.
+        UserError: a file is no file of samples or not whole, two of one label tell of different models or hold the
+            same sample, or a prompt has none.
     """
     found: dict[tuple[Any, ...], SampleFile] = {}
     seen: set[tuple[Any, ...]] = set()
@@ -122,7 +122,7 @@ def _add(file: SampleFile, results: Results, seen: set[tuple[Any, ...]], with_to
     file.headers.append(results.header)
     file.paths.append(results.path)
     file.left_out |= {record["item"] for record in results.of("note") if "item" in record}
-    file.notes += [record["text"] for record in results.of("note") if "item" not in record]
+    file.notes += [str(record["text"]) for record in results.of("note") if "item" not in record and "text" in record]
     for item, messages in (_fields(record, results.path, _PROMPT) for record in results.of("prompt")):
         if file.prompts.setdefault(item, messages) != messages:
             raise UserError(f"{results.path}: prompt {item!r} differs from that of another file.")
@@ -170,8 +170,8 @@ def _check_joins(file: SampleFile, results: Results) -> None:
 
 
 def _differences(*headers: Record) -> list[str]:
-    """What should be the same of two parts and is not."""
-    one, two = (header.get("settings") or {} for header in headers)
+    """What should be the same of two parts and is not, as far as they tell: a server's tell no weights."""
+    one, two = (settings if isinstance(settings := h.get("settings"), Mapping) else {} for h in headers)
     weights = [header.get("fingerprint") for header in headers]  # none where a server drew
     is_same = weights[0] == weights[1] if all(weights) else any(weights) or one.get("model") == two.get("model")
     return ([] if is_same else ["model"]) + [name for name in _OF_ALL if one.get(name) != two.get(name)]

@@ -41,12 +41,17 @@ class Steps:
         """Where data of a name are read from; a name that is not one of SOURCES stands for itself.
 
         Raises:
-            UserError: the folder of local data lacks them.
+            UserError: the folder of local data lacks them, or has them twice.
         """
         stem, hub = SOURCES.get(name, (name, name))
         if self.local is None or name not in SOURCES:
             return hub
-        found = sorted(self.local.glob(f"{stem}*.jsonl*"))
+        ends = (".jsonl", ".jsonl.gz")
+        found = [path for end in ends if (path := self.local / f"{stem}{end}").is_file()] or [
+            path for end in ends for path in sorted(self.local.glob(f"{stem}*{end}"))
+        ]
+        if len(found) > 1:
+            raise UserError(f"{self.local} has both {found[0].name} and {found[1].name}: leave one of them.")
         if not found:
             raise UserError(
                 f"{self.local} has no {stem}*.jsonl or {stem}*.jsonl.gz: add one, or leave data out for the Hub."

@@ -31,11 +31,18 @@ from spl.types import Message, UserError
 
 log = logging.getLogger("spl")
 
-_HOPELESS = 16  # refusals, and no answer, after which the rest is not asked for
-
 
 class ServerRefusalError(UserError):
-    """A server refuses one request, for its length or its words, and may answer another."""
+    """A server refuses one request, for its length or its words, and may answer another.
+
+    Args:
+        base_url: of the server.
+        said: what it said.
+    """
+
+    def __init__(self, base_url: str, said: str) -> None:
+        super().__init__(f"{base_url} refuses the request: {said}.")
+        self.said = said
 
 
 class ChatServer:
@@ -113,10 +120,8 @@ class ChatServer:
         refusal takes the place of the replies.
 
         Raises:
-            ServerRefusalError: the first 16 were all refused.
             UserError: there is no answer.
         """
-        refusals, answers = 0, 0
         from anyio.from_thread import start_blocking_portal
 
         waiting = enumerate(requests)
@@ -130,12 +135,7 @@ class ChatServer:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    found = _outcome(future)
-                    refused = isinstance(found, ServerRefusalError)
-                    refusals, answers = refusals + refused, answers + (not refused)
-                    if refused and not answers and refusals >= _HOPELESS:
-                        future.result()
-                    yield running.pop(future), found
+                    yield running.pop(future), _outcome(future)
 
     def _client(self) -> Any:
         import openai
@@ -152,7 +152,7 @@ class ChatServer:
                 found = []  # only a request by itself tells how long its reply is
             if len(found) < request.n:
                 self._many = False
-                self._say("n", f"{self.base_url} does not tell {request.n} replies apart: each is a request of its own")
+                self._say("n", f"does not tell {request.n} replies apart: each is a request of its own.")
         rest = [self._ask(client, room, request, 1, k) for k in range(len(found), request.n)]
         found += [reply for replies in await asyncio.gather(*rest) for reply in replies[:1]]
         self._compare(found, request)
@@ -243,7 +243,7 @@ class ChatServer:
         """
         refused = {name for name in optional if re.search(rf"\b{name}\b", said)} or optional
         if not refused:
-            raise ServerRefusalError(f"{self.base_url} refuses the request: {said}.")
+            raise ServerRefusalError(self.base_url, said)
         return refused
 
     def _learn(self, refused: set[str]) -> None:
@@ -252,16 +252,16 @@ class ChatServer:
         if law := sorted(refused & NEUTRAL.keys()):
             self._say(
                 "law",
-                f"{self.base_url} does not take {' and '.join(law)}: its own defaults for them hold, so that replies "
+                f"does not take {' and '.join(law)}: its own defaults for them hold, so that replies "
                 "come from the model's own law only if those are off.",
             )
         if "seed" in refused:
-            self._say("seed", f"{self.base_url} takes no seed: another run will give other replies.")
+            self._say("seed", "takes no seed: another run will give other replies.")
 
-    def _say(self, topic: str, sentence: str) -> None:
+    def _say(self, topic: str, what: str) -> None:
         if topic not in self.remarks:
-            self.remarks[topic] = sentence
-            log.warning(sentence)
+            self.remarks[topic] = f"the server {what}"
+            log.warning("%s %s", self.base_url, what)
 
     def _compare(self, replies: list[Completion], request: ChatRequest) -> None:
         """Long replies that are all the same were hardly drawn."""
@@ -269,7 +269,7 @@ class ChatServer:
         if same and request.decoding.temperature > 0.3:
             self._say(
                 "greedy",
-                f"{self.base_url} gave {len(replies)} equal replies at temperature {request.decoding.temperature:g}: "
+                f"gave {len(replies)} equal replies at temperature {request.decoding.temperature:g}: "
                 "it may pass over temperature or seed (transformers serve does so where the model's "
                 "generation_config.json has no do_sample: true).",
             )

@@ -153,10 +153,12 @@ def test_a_question_that_is_refused_has_no_verdict(tmp_path: Path, caplog: pytes
     with serving(answer) as (url, bodies):
         judged, refused = win_rates(a_judge(url, tmp_path), pairs)
         assert judged["win_rate"] == 1 and refused == {"judge_unread": 1.0}
-        assert caplog.text.count("No verdict: ") == 2 and "filtered" in caplog.text
+        assert caplog.text.count("No verdict on 2 questions") == 1 and "filtered" in caplog.text
         asked = len(bodies)
         win_rates(a_judge(url, tmp_path), pairs)
         assert all("worse" in content(body) for body in bodies[asked:]) and len(bodies) > asked
+        with pytest.raises(UserError, match=r"refuses the request: .*filtered"):
+            win_rates(Judge(ChatServer(url, "judge"), tmp_path / "new.jsonl"), pairs[1:])
 
 
 def test_scores_of_diversity(tmp_path: Path) -> None:

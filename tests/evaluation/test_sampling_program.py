@@ -181,6 +181,7 @@ def test_a_prompt_that_a_server_refuses(prompts: str, tmp_path: Path, caplog: py
             assert caplog.text.count("prompt q0 is left out: ") == 1 and "too long" in caplog.text
             [file] = read_samples([path])
             assert file.left_out == {"q0"} and len(file.replies) == 4
+        assert url not in path.read_text()
         asked = [body["messages"][0]["content"] for body in bodies]
         assert asked.count(QUESTIONS[1]) == 1 and asked.count(QUESTIONS[0]) > 1
         least = 0

@@ -98,8 +98,6 @@ def test_what_one_conversation_is_refused_for_holds_for_no_other(caplog: pytest.
 
 
 def test_a_refusal_takes_the_place_of_replies() -> None:
-    """The others are answered; a server that refuses whatever it is asked is not asked a thousand times."""
-
     def answer(body: dict[str, Any], _: int) -> Answer:
         return refusal("too long") if body["messages"][0]["content"] == "1" else reply("Tea.", tokens=2)
 
@@ -107,11 +105,9 @@ def test_a_refusal_takes_the_place_of_replies() -> None:
         requests = [ChatRequest([{"role": "user", "content": str(k)}]) for k in range(4)]
         found = dict(ChatServer(url, "m", concurrency=2).each(requests))
     assert {k: isinstance(replies, list) for k, replies in found.items()} == {0: True, 1: False, 2: True, 3: True}
-    assert "refuses the request: 400 " in str(found[1]) and "too long" in str(found[1])
-    with serving(lambda *_: refusal("no")) as (url, bodies):
-        with pytest.raises(ServerRefusalError, match="refuses the request: 400"):
-            list(ChatServer(url, "m", concurrency=1).each([ChatRequest(ASK)] * 1000))
-        assert 16 <= len(bodies) <= 40
+    error = found[1]
+    assert isinstance(error, ServerRefusalError) and "too long" in error.said and url not in error.said
+    assert f"{url} refuses the request: 400 " in str(error)
 
 
 @pytest.mark.parametrize(("said", "finish"), [("stop", "stop"), ("length", "length"), ("content_filter", "length")])
