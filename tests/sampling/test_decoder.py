@@ -1,5 +1,6 @@
 """Rows that part and end, with a prompt's keys and values once, against the whole text through the model every time."""
 
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -44,7 +45,9 @@ def build(kind: str, settings: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     special = {"vocab_size": 37, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = getattr(transformers, kind)(**{"max_position_embeddings": 64} | settings | special)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    # Gemma 2's soft-caps are passed over by the sdpa that some versions of transformers take for it.
+    way = "eager" if kind == "Gemma2Config" else None
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=way).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -118,7 +121,9 @@ def test_models_that_read_padding_take_a_prompt_at_a_time(kind: str, settings: A
     model = build(kind, settings)
     assert not takes_padding(model, PROMPTS)
     one = decoder(model, PROMPTS[:1])
-    assert type(one) is expected
+    # Before transformers 5.24 Mamba's cache is none that rows can be put in another order in.
+    cached = "cache" in signature(model.forward).parameters
+    assert type(one) is (expected if cached else WholeDecoder)
     texts, rows = [list(PROMPTS[0]) for _ in range(2)], torch.tensor([0, 0])
     for tokens in ([20, 21], [22, 22], [23, 24], [25, 26], [27, 27]):
         rows = one.advance(rows, torch.tensor(tokens))
