@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 FINISHED = "# finished\n"
 _CONFIGS = (".yaml", ".yml")
 _DATA = (".json", ".jsonl", ".csv", ".parquet", ".gz")
+_WIDE = {"COLUMNS": "160"}  # for tables in a log, which has no terminal's width
 _TEMPORARY = 75  # EX_TEMPFAIL of sysexits.h: the same again may succeed
 
 
@@ -152,7 +153,7 @@ class _Pool:
         environment, began = self._devices.get(), time.perf_counter()
         try:
             earlier = _begun_log(run)
-            status = self._wait(run, os.environ | environment)
+            status = self._wait(run, _WIDE | os.environ | environment)
         finally:
             self._devices.put(environment)
         seconds = time.perf_counter() - began
